@@ -1,0 +1,122 @@
+"""What decides a verdict, each reason with the next step."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pvi.diagnostics.psis import PSIS, khat_threshold
+from pvi.diagnostics.table import MAX_DIM, ROUNDING, Row, scalars
+
+MAX_PAIRED = 200  # scalars whose correlations are compared
+RICHER = "a richer guide (any Pyro guide, e.g. AutoMultivariateNormal for correlations)"
+
+
+def judge(smoothed: PSIS, sd_log_ratio: float, rows: tuple[Row, ...]) -> tuple[str, list[str]]:
+    """The verdict by the rules of `diagnose`, and what decided it."""
+    if sd_log_ratio < 0.1:
+        return "good", [f"the log ratios have sd {sd_log_ratio:.2g} nats, below 0.1: use the draws"]
+    if failures := _failures(smoothed):
+        return "unreliable", failures
+    if all(abs(r.shift) < 0.1 and abs(r.sd_ratio - 1) <= 0.1 for r in rows):
+        return "good", ["the weights move no mean by 0.1 sd and no sd by 10 %: use the draws"]
+    if smoothed.ess < 400:
+        need = math.ceil(4 * len(smoothed.log_weights) / smoothed.ess) * 100
+        step = f"raise num_draws to {need:,} or more"
+        return "unreliable", [f"ESS {smoothed.ess:.0f} is below 400: {step}"]
+    worst = max(rows, key=lambda r: max(abs(r.shift), abs(r.sd_ratio - 1)))
+    moved = f"the weights move {worst.name} by {worst.shift:+.2f} sd and multiply its sd by"
+    return "correctable", [f"{moved} {worst.sd_ratio:.2f}: use PSIS-weighted draws, or {RICHER}"]
+
+
+def _failures(smoothed: PSIS) -> list[str]:
+    """Reasons why the weights cannot even correct the draws, whatever their number."""
+    count, khat, ess = len(smoothed.log_weights), smoothed.khat, smoothed.ess
+    failures = []
+    if math.isinf(khat):
+        step = (
+            "raise num_draws" if count <= 20 else f"the guide is in the wrong place; try {RICHER}"
+        )
+        failures.append(f"khat is unknown, the weights' tail has fewer than 5 draws: {step}")
+    elif khat >= (limit := khat_threshold(count)):
+        failures.append(
+            f"khat {khat:.2f} is above {limit:.2f}: the guide's tails are too light or it is in "
+            f"the wrong place; try {RICHER} or more steps"
+        )
+    if ess < 0.1 * count:
+        failures.append(
+            f"ESS {ess:,.0f} is below 10 % of {count:,} draws: a few draws carry the weight; more "
+            "draws do not help, try a richer guide or more steps"
+        )
+    return failures
+
+
+def unweightable(ratios: torch.Tensor, dim: int) -> list[str]:
+    """Reasons why these ratios give no weights."""
+    reasons = []
+    if dim > MAX_DIM:
+        reasons.append(
+            f"the latent space has {dim:,} dimensions: above {MAX_DIM:,} weights say nothing; "
+            "use predictive checks on held-out data"
+        )
+    if bad := num_bad(ratios):
+        reasons.append(
+            f"{bad:,} of {len(ratios):,} log ratios are NaN or +inf: look for an overflow, a log "
+            "of 0 or a division by 0 in the model or the guide"
+        )
+    elif ratios.isneginf().all():
+        reasons.append("no draw is inside the model's support: constrain the guide to it")
+    return reasons
+
+
+def num_bad(ratios: torch.Tensor) -> int:
+    return int((ratios.isnan() | ratios.isposinf()).sum())
+
+
+def outside(ratios: torch.Tensor) -> list[str]:
+    """A reason if some draws have zero density under the model."""
+    count = int(ratios.isneginf().sum())
+    what = f"{count:,} of {len(ratios):,} draws are outside the model's support"
+    return [f"{what}, so the bound is -inf: constrain the guide to it"] if count else []
+
+
+def stopped(target: Any, *, harmless: bool = False) -> list[str]:
+    """A reason if the fit says that it has not converged."""
+    if getattr(target, "converged", None) is not False:
+        return []
+    why = getattr(target, "reason", "") or "no reason given"
+    step = "the weights see no harm in it; raise steps to be sure" if harmless else "raise steps"
+    return [f"stopped before converging: {why}; {step}"]
+
+
+def correlated(values: Mapping[str, torch.Tensor], smoothed: PSIS) -> list[str]:
+    r"""A reason if two of the first 200 scalars correlate under the weights but not in the guide.
+
+    A weighted correlation r counts where :math:`|r| > \max(0.5, 5/\sqrt{\text{ESS}})`, which keeps
+    chance correlations among a few heavy draws out, and the guide's differs by over :math:`|r|/2`.
+    """
+    names, x = scalars(values, MAX_PAIRED)
+    guide = _correlation(x, torch.full((len(x),), 1 / len(x), dtype=x.dtype))
+    weighted = _correlation(x, smoothed.log_weights.exp())
+    strong = weighted.abs() > max(0.5, 5 / math.sqrt(smoothed.ess))
+    gap = (weighted - guide).abs() * strong
+    gap *= gap > weighted.abs() / 2
+    if not gap.any():
+        return []
+    i, j = sorted(divmod(int(gap.argmax()), len(names)))
+    return [
+        f"joint statements are off: {names[i]} and {names[j]} correlate {weighted[i, j]:+.2f} "
+        f"under the weights but {guide[i, j]:+.2f} in the guide: try a full-rank guide, e.g. "
+        "AutoMultivariateNormal"
+    ]
+
+
+def _correlation(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """Correlations `(D, D)` of draws `(S, D)` under weights `(S,)`; 0 where an sd is 0."""
+    mean = w @ x
+    x = x - mean
+    covariance = (w[:, None] * x).T @ x
+    sd = covariance.diagonal().sqrt()
+    precision = torch.where(sd > ROUNDING * mean.abs(), 1 / sd, 0.0)
+    return covariance * torch.outer(precision, precision)

@@ -1,0 +1,61 @@
+"""Every scalar parameter, under the guide and under the importance weights."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from itertools import islice, product
+
+import torch
+
+from pvi.diagnostics.psis import PSIS
+
+MAX_DIM = 1000  # scalars: above this, weights over the joint latent space say nothing
+ROUNDING = 1e-10  # an sd below this share of the mean is rounding: the scalar is constant
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scalar under the guide and under the weights, the latter NaN where there are none.
+
+    `shift` is (psis_mean - mean) / sd and `sd_ratio` is psis_sd / sd, both without unit.
+    """
+
+    name: str
+    mean: float
+    sd: float
+    psis_mean: float
+    psis_sd: float
+    shift: float
+    sd_ratio: float
+
+
+COLUMNS = [field.name for field in fields(Row)]
+
+
+def scalars(values: Mapping[str, torch.Tensor], limit: int) -> tuple[list[str], torch.Tensor]:
+    """Names such as "beta[0, 1]" and draws `(S, D)` in float64 of the first `limit` scalars."""
+    names: list[str] = []
+    columns: list[torch.Tensor] = []
+    for site, value in values.items():
+        left = limit - len(names)
+        indices = islice(product(*map(range, value.shape[1:])), left)
+        names += [f"{site}{list(index) or ''}" for index in indices]
+        flat = value.detach().reshape(len(value), math.prod(value.shape[1:]))
+        columns.append(flat[:, :left].cpu().double())
+    return names, torch.cat(columns, 1)
+
+
+def make_table(values: Mapping[str, torch.Tensor], smoothed: PSIS | None = None) -> tuple[Row, ...]:
+    """Moments of each scalar under the guide and, where there are weights, under the weights."""
+    names, x = scalars(values, MAX_DIM)
+    mean, sd = x.mean(0), x.std(0, correction=0)
+    psis_mean = psis_sd = shift = sd_ratio = torch.full_like(mean, math.nan)
+    if smoothed is not None:
+        w = smoothed.log_weights.exp()
+        psis_mean = w @ x
+        psis_sd = (w @ (x - psis_mean) ** 2).sqrt()
+        constant = sd <= ROUNDING * mean.abs()
+        shift = torch.where(constant, 0.0, (psis_mean - mean) / sd)
+        sd_ratio = torch.where(constant, 1.0, psis_sd / sd)
+    columns = (c.tolist() for c in (mean, sd, psis_mean, psis_sd, shift, sd_ratio))
+    return tuple(Row(*cells) for cells in zip(names, *columns, strict=True))

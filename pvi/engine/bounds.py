@@ -1,0 +1,109 @@
+"""From terms to a bound: how log weights are averaged, over particles and within plates.
+
+$$L_\\alpha = \\frac{1}{1-\\alpha} \\log \\frac1K \\sum_k w_k^{1-\\alpha},
+\\qquad L_1 = \\frac1K \\sum_k \\log w_k$$
+
+alpha = 1 is the ELBO, alpha = 0 the importance-weighted bound (Burda, Grosse, Salakhutdinov 2016),
+other values Renyi bounds (Li and Turner 2016). Latents that factorise over a plate are weighted
+datum by datum inside it, so that subsampling scales the bound and never the weights.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pvi.engine.terms import Term, Terms
+from pvi.engine.traces import Plate
+from pvi.errors import ObjectiveError
+
+Weight = Callable[[Term], float | Tensor]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What is weighted together: the plates over which it factorises, and what stays outside.
+
+    Args:
+        plates: weights are formed separately for every element of these plates; empty = jointly.
+        outer: latents drawn once for all particles, and observations that do not depend on the
+            rest.
+    """
+
+    plates: frozenset[str] = frozenset()
+    outer: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        return f"per element of {', '.join(sorted(self.plates))}" if self.plates else "joint"
+
+
+def renyi_mean(log_w: Tensor, alpha: float) -> Tensor:
+    """Order-alpha mean of log weights over particles: `(K, *plates) -> (*plates)`, nats."""
+    if alpha == 1.0:
+        return log_w.mean(0)
+    power = 1.0 - alpha
+    return (torch.logsumexp(power * log_w, 0) - math.log(len(log_w))) / power
+
+
+def elbo(terms: Terms, weight: Weight) -> Tensor:
+    """Mean over particles of the summed terms: a scalar, nats."""
+    total = terms.items[0].per_particle(weight(terms.items[0]))
+    for term in terms.items[1:]:
+        total = total + term.per_particle(weight(term))
+    return total.mean()
+
+
+def nested(terms: Terms, weight: Weight, alpha: float, scope: Scope) -> Tensor:
+    """ELBO terms of the outer sites plus the order-alpha mean of the inner ones: a scalar, nats."""
+    inner = [t for t in terms if t.name not in scope.outer]
+    outer = [t for t in terms if t.name in scope.outer]
+    total = sum((t.per_particle(weight(t)).mean() for t in outer), start=torch.zeros(()))
+    if not inner:
+        return total
+    check_subsampling(inner, scope)
+    scale = common_scale(inner)
+    log_w = _fold(inner[0], weight, scope, scale is None)
+    for term in inner[1:]:
+        log_w = log_w + _fold(term, weight, scope, scale is None)
+    size = math.prod(p.scale for p in inner[0].plates if p.name in scope.plates)
+    return total + size * (1.0 if scale is None else scale) * renyi_mean(log_w, alpha).sum()
+
+
+def _fold(term: Term, weight: Weight, scope: Scope, scaled: bool) -> Tensor:
+    """Sum a term over all plates but the scope's: `(K, ...)` with 1 in the summed dimensions."""
+    x = term.log_ratio(weight(term), scaled=scaled)
+    keep = {p.dim for p in term.plates if p.name in scope.plates}
+    dims = [d for d in range(1 - x.dim(), 0) if d not in keep]
+    x = x.sum(dims, keepdim=True) if dims else x
+    depth = -min((d for d in keep if d is not None), default=0)
+    return x.reshape(x.shape[0], *x.shape[x.dim() - depth :])
+
+
+def common_scale(terms: list[Term]) -> float | None:
+    """The user's scale if it is one number for all of these terms, else `None`."""
+    scales = [t.scale_p for t in terms if t.log_p is not None]
+    scales += [t.scale_q for t in terms if t.log_q is not None]
+    first = scales[0]
+    if isinstance(first, Tensor) or any(isinstance(s, Tensor) or s != first for s in scales):
+        return None
+    return float(first)
+
+
+def check_subsampling(inner: list[Term], scope: Scope) -> None:
+    """Refuse weights that would be raised to the power full_size / size of a subsampled plate."""
+    for term in inner:
+        for plate in term.plates:
+            if plate.scale != 1.0 and plate.name not in scope.plates:
+                raise ObjectiveError(_subsampling_message(term, plate, scope))
+
+
+def _subsampling_message(term: Term, plate: Plate, scope: Scope) -> str:
+    return (
+        f"plate '{plate.name}' is subsampled ({plate.size} of {plate.full_size}) at site "
+        f"'{term.name}', but the weights are formed {scope.name}: scaling inside the weights gives "
+        "a value that exceeds the evidence. Put every weighted latent inside that plate, fit on "
+        "all the data, or use pvi.ELBO."
+    )

@@ -1,0 +1,202 @@
+"""From sites to terms: per site, how much it adds to the log weight and how that was computed.
+
+For latent site $s$ with particles $k$ and plates: $\\log p_s - \\log q_s$ by Monte Carlo, or
+$-\\mathrm{KL}(q_s \\| p_s)$ in closed form; for an observed one $\\log p_s$. All in nats.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pvi.engine.traces import Density, Plate, Scale, Site
+
+Kind = Literal["likelihood", "latent", "auxiliary"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One site's part of the log weight; tensors are `(K, *batch)`, masked, and without any scale.
+
+    Args:
+        log_p, log_q: log densities under the model and the guide; `None` where the site is absent.
+        kl: the exact, already scaled divergence where one was used, else `None`.
+        scale_p, scale_q: the user's `poutine.scale` on either side.
+        how: how its divergence is computed: "exact", "sample", or why it fell back to sampling.
+    """
+
+    name: str
+    kind: Kind
+    plates: tuple[Plate, ...]
+    subsample_scale: float
+    log_p: Tensor | None
+    log_q: Tensor | None
+    kl: Tensor | None
+    scale_p: Scale
+    scale_q: Scale
+    how: str
+    reparameterized: bool
+
+    def log_ratio(self, weight: float | Tensor = 1.0, *, scaled: bool = True) -> Tensor:
+        """Its addend to the log weight, `(K, *batch)`, with its KL times `weight` (beta).
+
+        `scaled=False` leaves the user's scales out: for a scale that multiplies the whole bound.
+        """
+        if self.kl is not None:
+            return -weight * self.kl
+        ratio: Tensor | float = 0.0
+        if self.log_p is not None:
+            ratio = self.log_p * self.scale_p if scaled else self.log_p
+        if self.log_q is not None:
+            ratio = ratio - (self.log_q * self.scale_q if scaled else self.log_q)
+        return ratio if self.kind == "likelihood" else weight * ratio  # type: ignore[return-value]
+
+    def per_particle(self, weight: float | Tensor = 1.0) -> Tensor:
+        """`log_ratio` summed over plates, subsampled ones scaled up to their full size: `(K,)`."""
+        ratio = self.log_ratio(weight)
+        return self.subsample_scale * ratio.reshape(len(ratio), -1).sum(1)
+
+    def log_q_per_particle(self) -> Tensor:
+        """The guide's scaled log density summed over plates, 0 at observed sites: `(K,)`."""
+        if self.log_q is None:
+            return torch.zeros_like(self.per_particle())
+        log_q = self.log_q * self.scale_q
+        return self.subsample_scale * log_q.reshape(len(log_q), -1).sum(1)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """All terms of a model and a guide, in the model's order."""
+
+    items: tuple[Term, ...]
+
+    def __iter__(self) -> Iterator[Term]:
+        return iter(self.items)
+
+    def __getitem__(self, name: str) -> Term:
+        for term in self.items:
+            if term.name == name:
+                return term
+        raise KeyError(name)
+
+    @property
+    def num_particles(self) -> int:
+        first = self.items[0]
+        tensor = next(t for t in (first.log_p, first.log_q, first.kl) if t is not None)
+        return len(tensor)
+
+    def log_likelihood(self) -> Tensor:
+        """Sum of the observed sites' log densities, `(K,)`, nats."""
+        return self._sum("likelihood")
+
+    def kl(self) -> dict[str, Tensor]:
+        """Each latent site's KL (exact or sampled), averaged over particles; nats, unweighted."""
+        return {t.name: -t.per_particle().mean() for t in self if t.kind != "likelihood"}
+
+    def log_weights(self) -> Tensor:
+        """Joint log weights $\\log p(x, z) - \\log q(z)$, `(K,)`, nats."""
+        total = self.items[0].per_particle()
+        for term in self.items[1:]:
+            total = total + term.per_particle()
+        return total
+
+    def _sum(self, kind: Kind) -> Tensor:
+        parts = [t.per_particle() for t in self if t.kind == kind]
+        return torch.stack(parts).sum(0) if parts else torch.zeros(self.num_particles)
+
+
+def make_terms(
+    sites: list[Site], exact: Mapping[str, str], num_particles: int, nesting: int | None
+) -> Terms:
+    """Turn paired sites of one run into `Terms`.
+
+    Args:
+        exact: for each latent, "exact" to use a closed form if there is one, else why not.
+        nesting: number of plate dimensions under the particle plate; `None` if run without one.
+    """
+
+    def lead(x: Tensor) -> Tensor:
+        if nesting is None:
+            return x.unsqueeze(0)
+        x = x.reshape((1,) * (nesting + 1 - x.dim()) + x.shape)
+        return x.expand(num_particles, *x.shape[1:])
+
+    return Terms(tuple(_term(site, exact.get(site.name, "sample"), lead) for site in sites))
+
+
+def _term(site: Site, how: str, lead) -> Term:
+    kind: Kind = "likelihood" if site.observed else "auxiliary" if site.p is None else "latent"
+    kl = None
+    if kind == "latent" and how == "exact":
+        kl = exact_kl(site)
+        how = "sample: no closed form" if kl is None else "exact"
+    log_p = None if site.p is None or kl is not None else lead(site.p.log_prob())
+    log_q = None if site.q is None or kl is not None else lead(site.q.log_prob())
+    return Term(
+        name=site.name,
+        kind=kind,
+        plates=site.plates,
+        subsample_scale=site.subsample_scale,
+        log_p=log_p,
+        log_q=log_q,
+        kl=None if kl is None else lead(kl),
+        scale_p=1.0 if site.p is None else site.p.scale,
+        scale_q=1.0 if site.q is None else site.q.scale,
+        how="" if kind == "likelihood" else how if kind == "latent" else "sample",
+        reparameterized=site.q is None or bool(getattr(site.q.fn, "has_rsample", False)),
+    )
+
+
+def exact_kl(site: Site) -> Tensor | None:
+    """Scaled KL(q || p) of a latent site in closed form, or `None` if there is none.
+
+    With scales $s_q, s_p$ (masks are scales of 0 and 1) the objective needs
+    $s_q E_q \\log q - s_p E_q \\log p = s_p KL(q \\| p) + (s_p - s_q) H(q)$.
+    """
+    p, q = site.p, site.q
+    if p is None or q is None:
+        return None
+    try:
+        kl = kl_divergence(q.fn, p.fn)
+    except NotImplementedError:
+        return None
+    shape = q.fn.batch_shape
+    kl = kl.expand(shape) if kl.dim() <= len(shape) else kl
+    p_scale, q_scale = _coefficient(p), _coefficient(q)
+    if _same(p_scale, q_scale):
+        return kl * p_scale
+    try:
+        entropy = q.fn.entropy()
+    except NotImplementedError:
+        return None
+    return kl * p_scale + (p_scale - q_scale) * entropy
+
+
+def _coefficient(side: Density) -> Scale:
+    if side.mask is None or side.mask is True:
+        return side.scale
+    return side.scale * (side.mask if isinstance(side.mask, Tensor) else 0.0)
+
+
+def _same(a: Scale, b: Scale) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is b
+    return a == b
+
+
+def concatenate(runs: list[Terms]) -> Terms:
+    """Stack the terms of single-particle runs along the particle dimension."""
+
+    def cat(tensors: list[Tensor | None]) -> Tensor | None:
+        present = [t for t in tensors if t is not None]
+        return torch.cat(present) if present else None
+
+    items = []
+    for group in zip(*(r.items for r in runs), strict=True):
+        parts = {key: cat([getattr(t, key) for t in group]) for key in ("log_p", "log_q", "kl")}
+        first = group[0]
+        items.append(Term(**{**first.__dict__, **parts}))
+    return Terms(tuple(items))

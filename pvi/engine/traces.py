@@ -1,0 +1,246 @@
+"""Run a guide and a model together and read what each said at every site.
+
+With `engine.subsampling` the only code that touches Pyro's effect handlers and traces.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+from pvi.errors import GuideError, ModelError
+
+PARTICLES = "_pvi_particles"
+Program = Callable[..., Any]
+Scale = float | Tensor
+
+
+@dataclass(frozen=True)
+class Plate:
+    """One `pyro.plate` around a site; `full_size > size` where it is subsampled."""
+
+    name: str
+    dim: int | None
+    size: int
+    full_size: int
+
+    @property
+    def scale(self) -> float:
+        return self.full_size / self.size
+
+
+@dataclass(frozen=True)
+class Density:
+    """What one program, the model or the guide, says of a site: its distribution, scale and
+    mask.
+    """
+
+    fn: Any
+    value: Tensor
+    scale: Scale
+    mask: Tensor | bool | None
+
+    def log_prob(self) -> Tensor:
+        """Log density with masked-out entries zero, without the scale: `(*batch)`."""
+        return masked(self.fn.log_prob(self.value), self.mask)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site as the model (`p`) and the guide (`q`) see it; one of them may be absent."""
+
+    name: str
+    plates: tuple[Plate, ...]
+    p: Density | None
+    q: Density | None
+    observed: bool
+
+    @property
+    def subsample_scale(self) -> float:
+        return math.prod(plate.scale for plate in self.plates)
+
+
+def masked(x: Tensor, mask: Tensor | bool | None) -> Tensor:
+    """`x` where the mask holds, 0 elsewhere; `None` means no mask."""
+    if mask is None or mask is True:
+        return x
+    if mask is False:
+        return torch.zeros_like(x)
+    return torch.where(mask, x, x.new_zeros(()))
+
+
+def run(fn: Program, args: tuple, kwargs: Mapping, given: Any = None) -> poutine.Trace:
+    """Trace `fn(*args, **kwargs)`, taking the values of `given` (a trace) where it has them."""
+    if given is not None:
+        fn = poutine.replay(fn, trace=given)
+    return poutine.trace(fn).get_trace(*args, **kwargs)
+
+
+def run_hidden(fn: Program, args: tuple, kwargs: Mapping, given: Any = None) -> poutine.Trace:
+    """`run` for a look at the program's structure: no gradient, no effect on outer handlers or
+    seeds.
+    """
+    with hidden():
+        return run(fn, args, kwargs, given)
+
+
+@contextmanager
+def hidden() -> Iterator[None]:
+    """Run programs without gradients, unseen by outer handlers, the random state kept."""
+    with poutine.block(), preserved_rng(), torch.no_grad():
+        yield
+
+
+def preserved_rng() -> AbstractContextManager:
+    """Leave the random state as it was found, on the CPU and on every CUDA device in use."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    return torch.random.fork_rng(devices=list(devices))
+
+
+def particles(fn: Program, num_particles: int, nesting: int) -> Program:
+    """`fn` under an outermost plate of `num_particles`, left of its own `nesting` plates."""
+    if num_particles == 1:
+        return fn
+    return pyro.plate(PARTICLES, num_particles, dim=-1 - nesting)(fn)
+
+
+def is_subsample(node: Mapping) -> bool:
+    return type(node["fn"]) is _Subsample
+
+
+def is_delta(fn: Any) -> bool:
+    """Whether a distribution is a point mass, whatever wraps it."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).__name__ == "Delta"
+
+
+def sample_nodes(trace: poutine.Trace) -> dict[str, Any]:
+    """The sample statements of a trace in program order, without plates and deterministic ones."""
+    return {
+        name: node
+        for name, node in _samples(trace).items()
+        if not is_subsample(node) and not node["infer"].get("_deterministic", False)
+    }
+
+
+def deterministic_nodes(trace: poutine.Trace) -> dict[str, Any]:
+    """The `pyro.deterministic` statements of a trace."""
+    return {
+        name: node
+        for name, node in _samples(trace).items()
+        if node["infer"].get("_deterministic", False)
+    }
+
+
+def _samples(trace: poutine.Trace) -> dict[str, Any]:
+    nodes: dict[str, Any] = dict(trace.nodes)
+    return {name: node for name, node in nodes.items() if node["type"] == "sample"}
+
+
+def subset(trace: poutine.Trace, names: Iterable[str], *, indices: bool = True) -> poutine.Trace:
+    """A trace to replay against that holds `names` and, with `indices`, those of every plate."""
+    keep, part = set(names), poutine.Trace()
+    for name, node in trace.nodes.items():
+        if node["type"] == "sample" and (name in keep or (indices and is_subsample(node))):
+            part.add_node(name, **node)
+    return part
+
+
+def plates_of(node: Mapping) -> tuple[Plate, ...]:
+    """The plates of a node, outermost last, without the particle plate."""
+    return tuple(
+        Plate(f.name, f.dim, f.size, f.size if f.full_size is None else f.full_size)
+        for f in node["cond_indep_stack"]
+        if f.name != PARTICLES
+    )
+
+
+def nesting_of(*traces: poutine.Trace) -> int:
+    """How many batch dimensions the plates of these traces occupy."""
+    dims = [
+        -plate.dim
+        for trace in traces
+        for node in sample_nodes(trace).values()
+        for plate in plates_of(node)
+        if plate.dim is not None
+    ]
+    return max(dims, default=0)
+
+
+def pair(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> list[Site]:
+    """Join both traces site by site, in the model's order, then the guide's auxiliary sites.
+
+    Raises:
+        GuideError: a latent of the model is missing from the guide, or the guide has a site that
+            the
+            model lacks and that is not marked `infer={"is_auxiliary": True}`.
+    """
+    q_nodes, p_nodes = sample_nodes(guide_trace), sample_nodes(model_trace)
+    sites = []
+    for name, node in p_nodes.items():
+        observed = bool(node["is_observed"])
+        guide_node = q_nodes.pop(name, None)
+        _check_partner(name, observed, guide_node, q_nodes)
+        if guide_node is not None:
+            _check_plates(name, node, guide_node)
+        sites.append(_site(name, node, guide_node, observed))
+    for name, node in q_nodes.items():
+        if not (node["infer"].get("is_auxiliary", False) or node["is_observed"]):
+            raise GuideError(
+                f"site '{name}' is sampled in the guide but not in the model. Remove or rename it, "
+                'or mark it infer={"is_auxiliary": True} if the guide only needs it to build other '
+                f"sites. The model's sites are {sorted(p_nodes)}."
+            )
+        sites.append(_site(name, None, node, False))
+    return sites
+
+
+def _check_partner(name: str, observed: bool, guide_node: dict | None, rest: Mapping) -> None:
+    if observed and guide_node is not None:
+        raise GuideError(
+            f"site '{name}' is observed in the model, but the guide samples it too. "
+            "Sample in the guide only what the model leaves latent."
+        )
+    if not observed and guide_node is None:
+        raise GuideError(
+            f"site '{name}' is latent in the model, but the guide does not sample it. Add "
+            f"pyro.sample('{name}', ...) to the guide, or pass obs= in the model if it is data. "
+            f"Sites in the guide only: {sorted(rest) or 'none'}."
+        )
+
+
+def _check_plates(name: str, p_node: Mapping, q_node: Mapping) -> None:
+    """A plate of both programs must have the same size in both; a replay would hide it."""
+    sizes = {plate.name: plate.full_size for plate in plates_of(q_node)}
+    for plate in plates_of(p_node):
+        if sizes.get(plate.name, plate.full_size) != plate.full_size:
+            raise GuideError(
+                f"plate '{plate.name}' around site '{name}' has {plate.full_size} elements in the "
+                f"model and {sizes[plate.name]} in the guide, whose rows belong to other data. "
+                "Make them equal, or set up the guide again for these data."
+            )
+
+
+def _site(name: str, p_node: dict | None, q_node: dict | None, observed: bool) -> Site:
+    p = None if p_node is None else _density(p_node)
+    q = None if q_node is None else _density(q_node)
+    node = p_node if p_node is not None else q_node
+    if node is None:
+        raise ModelError(f"site '{name}' is in neither program")
+    return Site(name, plates_of(node), p, q, observed)
+
+
+def _density(node: Mapping) -> Density:
+    subsample = math.prod(plate.scale for plate in plates_of(node))
+    scale = node["scale"] / subsample
+    if not isinstance(scale, Tensor) and math.isclose(scale, 1.0, rel_tol=1e-12):
+        scale = 1.0
+    return Density(node["fn"], node["value"], scale, node["mask"])

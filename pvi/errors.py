@@ -1,0 +1,25 @@
+"""The exceptions that pvi raises: each says what was expected, what came, and what to change."""
+
+
+class PviError(ValueError):
+    """Base class of all errors raised by pvi on bad input."""
+
+
+class DataError(PviError):
+    """The data cannot be used: missing values, mismatched lengths, no rows."""
+
+
+class ModelError(PviError):
+    """The model cannot be fitted: duplicate sites, no observations, broken minibatches."""
+
+
+class GuideError(PviError):
+    """The guide does not match the model: a site is missing, extra, or has the wrong support."""
+
+
+class ObjectiveError(PviError):
+    """The objective does not apply to this model and guide, or its options contradict."""
+
+
+class FitError(PviError):
+    """The optimisation cannot continue: the loss or its gradient is not finite."""

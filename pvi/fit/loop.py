@@ -1,0 +1,272 @@
+"""`pvi.fit`: optimise any model, guide and objective on any data."""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pvi.engine import ELBO, Objective
+from pvi.engine.checks import check, check_finite
+from pvi.engine.data import Data, as_data
+from pvi.engine.objective import Evaluation
+from pvi.engine.params import Params
+from pvi.engine.traces import Program, preserved_rng
+from pvi.errors import DataError, FitError, GuideError, PviError
+from pvi.fit.callbacks import Callback, Step
+from pvi.fit.minibatch import Minibatches, check_additive, data_plates
+from pvi.fit.progress import Progress
+from pvi.fit.result import Fit, History
+from pvi.fit.schedule import Schedule
+from pvi.guides import MeanField
+from pvi.posterior import Posterior
+
+PATIENCE = 20  # steps in a row without a finite gradient
+
+
+def fit(
+    model: Program,
+    guide: Program | None = None,
+    data: Any = (),
+    *,
+    args: tuple = (),
+    kwargs: Mapping[str, Any] | None = None,
+    objective: Objective | None = None,
+    optimizer: Any = "auto",
+    lr: float | None = None,
+    steps: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    plate: str | Sequence[str] | None = None,
+    device: Any = None,
+    seed: int | None = None,
+    progress: bool | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Fit:
+    """Fit a guide to a model's posterior by maximising a variational bound.
+
+    $$\\max_\\phi E_{q_\\phi(z)}[\\log p(x, z) - \\log q_\\phi(z)]
+    \\quad\\text{(the default objective)}$$
+
+    Args:
+        model: any Pyro program; data enter through its arguments.
+        guide: any Pyro program over the model's latents; `pvi.guides.MeanField(model)` if `None`.
+        data: the rows: an array or tensor, a tuple (positional arguments), a dict (keyword
+            arguments),
+            a `Dataset` or a `DataLoader`. Floating numpy arrays take torch's default dtype.
+        args, kwargs: further arguments of the model that are not rows of data.
+        objective: `pvi.ELBO()`, `pvi.IWAE(8)` ...; by default the ELBO with exact KL.
+        optimizer: "auto" (Adam whose rate falls as the bound stops rising), or a callable that
+            takes
+            a list of parameters and returns a `torch.optim.Optimizer`.
+        lr: first learning rate of "auto"; by default 0.05, for weights of networks 0.002.
+        steps, epochs: how long (the rate then falls along a cosine); by default until the bound
+            is level at the lowest rate, at most 20,000 steps.
+        batch_size: rows in a minibatch; by default all rows in every step.
+        plate: name(s) of the plates of the data, where they can't be found by themselves.
+        device: where to put data and modules, such as "cuda".
+        seed: makes the fit repeatable and leaves the caller's random state alone.
+        progress: a progress bar; by default on terminals, from the second second.
+        callbacks: called with a `Step` after each step; one that returns `True` ends the fit.
+
+    Returns:
+        A `Fit`. Interrupting (Ctrl-C) returns what is there, with `converged=False`.
+
+    Raises:
+        DataError, ModelError, GuideError: before the first step, naming the site or argument.
+        FitError: the loss stays infinite or NaN; parameters keep their last finite values, and
+            `error.fit` holds the fit so far.
+
+    >>> import pyro, torch, pyro.distributions as dist
+    >>> def model(y):
+    ...     mu = pyro.sample("mu", dist.Normal(0., 10.))
+    ...     with pyro.plate("data", len(y)):
+    ...         pyro.sample("y", dist.Normal(mu, 1.), obs=y)
+    >>> fitted = fit(model, data=torch.tensor([1., 2., 3.]), steps=300, seed=0)
+    >>> bool(abs(fitted.posterior.sample(1000, seed=0)["mu"].mean() - 2.0) < 0.2)
+    True
+    """
+    with ExitStack() as stack:
+        if seed is not None:
+            stack.enter_context(preserved_rng())
+            torch.manual_seed(seed)
+        stack.enter_context(torch.device(device) if device is not None else nullcontext())
+        rows = as_data(data, args, kwargs, model, device)
+        guide = MeanField(model) if guide is None else guide
+        _check_guide(guide)
+        for program in (model, guide):
+            if device is not None and isinstance(program, torch.nn.Module):
+                program.to(device)
+        trainer = _Trainer(model, guide, rows, objective, batch_size, plate, list(callbacks))
+        schedule = Schedule(trainer.steps_per_epoch, steps, epochs, lr, optimizer)
+        with Progress(progress, schedule.steps) as bar:
+            return trainer.train(schedule, bar, seed, device)
+
+
+def _check_guide(guide: Any) -> None:
+    if isinstance(guide, type):
+        name = guide.__name__
+        raise GuideError(f"guide is the class {name}; pass an instance: {name}(model)")
+    if not callable(guide):
+        raise GuideError(f"guide must be a Pyro program, got {type(guide).__name__}")
+
+
+class _Trainer:
+    """Model, guide, data and parameters of one fit, and the loop over them."""
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        data: Data,
+        objective: Objective | None,
+        batch_size: int | None,
+        plate: str | Sequence[str] | None,
+        callbacks: list[Callback],
+    ):
+        self.model, self.guide, self.data, self.callbacks = model, guide, data, callbacks
+        self.objective = objective or ELBO(kl="exact")
+        self.params = Params(model, guide)
+        check_finite(data.named())
+        with self.params.scope():
+            check(model, guide, *data.whole(), data.named())
+        self.batch_size = _batch_size(batch_size, data)
+        self.batched = self._minibatches(plate) if self.batch_size else None
+        self.history = History()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        if self.data.loader is not None:
+            return len(self.data.loader)
+        return self.data.size // self.batch_size if self.batch_size else 1
+
+    def _minibatches(self, plate: str | Sequence[str] | None) -> Minibatches:
+        size, batch = self.data.size, self.batch_size or 0
+        with self.params.scope():
+            if plate is None:
+                plates = data_plates(self.model, self.data, batch)
+                check_additive(self.model, self.data, batch, plates)
+            else:
+                plates = frozenset([plate] if isinstance(plate, str) else plate)
+            batched = Minibatches(self.model, self.guide, plates, self.data)
+            last = torch.arange(size - batch, size, device=self.data.device)
+            batched.select(last)
+            batched.probe(*self.data.rows(last))
+            batched.select(None)
+        return batched
+
+    def train(self, schedule: Schedule, bar: Progress, seed: int | None, device: Any) -> Fit:
+        """Train to the schedule's end, and return what there is however it ended."""
+        error: PviError | None = None
+        with self.params.scope():
+            try:
+                reason = self._loop(schedule, bar)
+            except KeyboardInterrupt:
+                reason = "interrupted"
+            except PviError as failure:
+                reason, error = str(failure), failure
+            if self.batched:
+                self.batched.select(None)
+        self.params.freeze()
+        result = self._result(reason, seed, device)
+        if error is not None:
+            error.fit = result  # type: ignore[attr-defined]
+            raise error
+        return result
+
+    def _loop(self, schedule: Schedule, bar: Progress) -> str:
+        """Batch, loss, gradient, step, until done; return why it has not converged, or ""."""
+        optimizer = schedule.optimizer(self.params)
+        step, failures = 0, 0
+        while True:
+            for args, kwargs, indices in self.data.batches(self.batch_size):
+                value, grad_norm = self._gradient(schedule, optimizer, args, kwargs, indices)
+                bound, loss = float(value.bound), float(value.loss.detach())
+                if math.isfinite(loss) and math.isfinite(grad_norm):
+                    optimizer.step()
+                    failures = 0
+                else:
+                    failures += 1
+                    if step == 0 or failures == PATIENCE:
+                        raise FitError(_not_finite(step, value))
+                step += 1
+                self.history.add(bound, loss, optimizer.param_groups[0]["lr"], grad_norm)
+                schedule.after(step, bound, optimizer)
+                bar.update(step, bound, schedule.plateau)
+                state = Step(step, bound, loss, self.params)
+                if any([callback(state) is True for callback in self.callbacks]):
+                    return "stopped by a callback"
+                if schedule.finished(step):
+                    return schedule.shortfall(self.history.bounds)
+
+    def _gradient(
+        self,
+        schedule: Schedule,
+        optimizer: torch.optim.Optimizer,
+        args: tuple,
+        kwargs: Mapping,
+        indices: Tensor | None,
+    ) -> tuple[Evaluation, float]:
+        """Loss and gradient on one batch; parameters that appear only now are trained too."""
+        programs = self.batched or self
+        if self.batched:
+            self.batched.select(indices)
+        optimizer.zero_grad()
+        known = self.params.created()
+        value = self.objective.evaluate(programs.model, programs.guide, args, kwargs)
+        if self.params.created() != known:
+            self.params.sync()
+            self._adopt(schedule, optimizer)
+        if not value.loss.requires_grad:
+            raise GuideError("the loss depends on no parameter, so there is nothing to fit")
+        value.loss.backward()
+        leaves = [p for group in optimizer.param_groups for p in group["params"]]
+        grads = [p.grad for p in leaves if p.grad is not None]
+        return value, float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+
+    def _adopt(self, schedule: Schedule, optimizer: torch.optim.Optimizer) -> None:
+        have = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        new = {n: p for n, p in self.params.named().items() if id(p) not in have}
+        for group in schedule.groups(self.params, new):
+            optimizer.add_param_group(group)
+
+    def _result(self, reason: str, seed: int | None, device: Any) -> Fit:
+        posterior = Posterior(
+            self.model, self.guide, self.data, params=self.params, device=device, checked=True
+        )
+        return Fit(
+            model=self.model,
+            guide=self.guide,
+            objective=self.objective,
+            posterior=posterior,
+            history=self.history,
+            converged=not reason,
+            reason=reason,
+            seed=seed,
+        )
+
+
+def _not_finite(step: int, value: Evaluation) -> str:
+    bad = [t.name for t in value.terms if not bool(t.per_particle().isfinite().all())]
+    if bad:
+        where = f"site '{bad[0]}' has a log density that is not finite"
+    else:
+        where = "the gradient is not finite"
+    return (
+        f"step {step}: {where}; the parameters keep their last finite values. Lower lr or the "
+        "guide's init_scale, or scale the data to about unit size."
+    )
+
+
+def _batch_size(batch_size: int | None, data: Data) -> int | None:
+    if data.loader is not None:
+        batch_size = data.loader.batch_size
+    if batch_size is None:
+        return None
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise DataError(f"batch_size must be a whole number >= 1, got {batch_size!r}")
+    if data.size == 0:
+        raise DataError("batch_size needs rows: pass the data as data=, not inside the model")
+    return batch_size if batch_size < data.size else None  # a whole batch is never shuffled

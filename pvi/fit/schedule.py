@@ -1,0 +1,94 @@
+"""How long a fit trains, with which optimiser, and at which rate."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from pvi.engine.params import Params
+from pvi.errors import FitError, GuideError
+from pvi.optim.schedule import Plateau, cosine, still_rising
+
+LR_VARIATIONAL, LR_NETWORK = 0.05, 2e-3
+MAX_STEPS, MAX_EPOCHS = 20_000, 100
+Factory = Callable[[list[Tensor]], torch.optim.Optimizer]
+
+
+class Schedule:
+    """Steps, optimiser and learning rate of one fit.
+
+    With `steps` or `epochs` the rate of "auto" falls along a cosine; without, it falls whenever the
+    bound stops rising, and training ends at the last plateau.
+
+    Raises:
+        FitError: options that contradict each other.
+    """
+
+    def __init__(
+        self,
+        per_epoch: int,
+        steps: int | None,
+        epochs: int | None,
+        lr: float | None,
+        optimizer: str | Factory,
+    ):
+        for name, value in (("steps", steps), ("epochs", epochs)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise FitError(f"{name} must be a whole number >= 1, got {value!r}")
+        if steps is not None and epochs is not None:
+            raise FitError("give steps= or epochs=, not both")
+        if lr is not None and not lr > 0:
+            raise FitError(f"lr must be > 0, got {lr!r}")
+        self._factory = None if optimizer == "auto" else _factory(optimizer, lr)
+        self._lr = lr
+        self.steps = epochs * per_epoch if epochs is not None else steps
+        self.limit = self.steps or max(MAX_STEPS, MAX_EPOCHS * per_epoch)
+        self.plateau = None if self.steps else Plateau(max(200, per_epoch))
+
+    def optimizer(self, params: Params) -> torch.optim.Optimizer:
+        """The optimiser over everything trainable."""
+        named = params.named()
+        if not named:
+            raise GuideError("model and guide have no parameters, so there is nothing to fit")
+        if self._factory is not None:
+            return self._factory(list(named.values()))
+        return torch.optim.Adam(self.groups(params, named), betas=(0.9, 0.99))
+
+    def groups(self, params: Params, named: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        """Parameter groups by first learning rate; a user's optimiser has its own rate."""
+        if self._factory is not None:
+            return [{"params": list(named.values())}] if named else []
+        rates: dict[float, list[Tensor]] = {}
+        for name, leaf in named.items():
+            default = LR_NETWORK if params.is_network(name) else LR_VARIATIONAL
+            rates.setdefault(self._lr or default, []).append(leaf)
+        return [{"params": p, "lr": rate, "initial_lr": rate} for rate, p in rates.items()]
+
+    def after(self, step: int, bound: float, optimizer: torch.optim.Optimizer) -> None:
+        """Adapt the rate of "auto" after a step."""
+        factor = self.plateau.update(bound) if self.plateau else cosine(step, self.limit)
+        if self._factory is None:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+
+    def finished(self, step: int) -> bool:
+        return step >= self.limit or (self.plateau is not None and self.plateau.converged)
+
+    def shortfall(self, bounds: Sequence[float]) -> str:
+        """Why a finished fit has not converged, from the bound at each step; empty if it has."""
+        if self.plateau is not None:
+            level = self.plateau.converged
+            return "" if level else f"the bound was not level yet after {len(bounds)} steps"
+        return still_rising(bounds)
+
+
+def _factory(optimizer: Any, lr: float | None) -> Factory:
+    if not callable(optimizer):
+        raise FitError(
+            "optimizer must be 'auto' or a callable from a list of parameters to an optimiser, "
+            f"such as lambda p: torch.optim.Adam(p, lr=0.01); got {optimizer!r}"
+        )
+    if lr is not None:
+        raise FitError("lr belongs to optimizer='auto'; give your own optimizer its rate directly")
+    return cast(Factory, optimizer)

@@ -1,0 +1,79 @@
+"""When to lower the learning rate, and when to stop."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, variance
+
+FLOOR = 1e-3  # the last learning rate, as a share of the first
+
+
+def cosine(step: int, steps: int) -> float:
+    """Factor on the learning rate at `step` of `steps`: from 1 down to `FLOOR` along half a cosine.
+
+    >>> cosine(0, 100), round(cosine(100, 100), 6)
+    (1.0, 0.001)
+    """
+    return FLOOR + (1.0 - FLOOR) * 0.5 * (1.0 + math.cos(math.pi * min(step / steps, 1.0)))
+
+
+def still_rising(bounds: Sequence[float]) -> str:
+    """Whether the last tenth of the steps is above the tenth before by three standard errors.
+
+    Returns:
+        A sentence with the difference in nats, or "" if the bound was level.
+    """
+    tenth = len(bounds) // 10
+    if tenth < 5:
+        return f"{len(bounds)} steps are too few to tell whether the bound was level"
+    last, before = bounds[-tenth:], bounds[-2 * tenth : -tenth]
+    rise = fmean(last) - fmean(before)
+    error = math.sqrt((variance(last) + variance(before)) / tenth)
+    if rise <= 3.0 * error:
+        return ""
+    return f"the bound still rose by {rise:.2g} nats over the last {tenth} steps"
+
+
+@dataclass
+class Plateau:
+    """Lower the rate when the bound stops rising, and stop when the rate is at its floor.
+
+    Training runs in stages of `length` steps. A stage whose mean bound is not above that of the
+    best
+    stage before, at this rate, by two standard errors of their difference is a plateau: the rate is
+    multiplied by `shrink`. After the plateau at the floor, the fit has converged.
+
+    Args:
+        length: steps in a stage.
+        shrink: factor on the rate at a plateau.
+    """
+
+    length: int = 200
+    shrink: float = 0.3
+    factor: float = 1.0
+    converged: bool = False
+    _values: list[float] = field(default_factory=list)
+    _best: tuple[float, float] | None = None  # mean and squared standard error
+
+    def update(self, bound: float) -> float:
+        """Take one step's bound; return the factor for the next step."""
+        self._values.append(bound)
+        if len(self._values) == self.length:
+            mean = fmean(self._values)
+            square = variance(self._values) / self.length
+            self._values = []
+            if self._best and mean - self._best[0] < 2.0 * math.sqrt(square + self._best[1]):
+                self._lower()
+            elif self._best is None or mean > self._best[0]:
+                self._best = mean, square
+        return self.factor
+
+    def _lower(self) -> None:
+        self._best = None
+        self.converged = self.factor <= FLOOR
+        self.factor = max(self.factor * self.shrink, FLOOR)
+
+    @property
+    def stages_left(self) -> int:
+        """The fewest stages that remain."""
+        return 2 * (1 + math.ceil(max(math.log(FLOOR / self.factor) / math.log(self.shrink), 0.0)))

@@ -1,0 +1,138 @@
+"""A posterior as an `xarray.DataTree`, and in the form that the installed arviz opens."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pvi.engine.data import is_rows
+from pvi.engine.traces import plates_of
+from pvi.posterior.draws import stack, stack_draws
+
+if TYPE_CHECKING:
+    from pvi.posterior.posterior import Posterior
+
+Coords = Mapping[str, Any]
+Dims = Mapping[str, Sequence[str]]
+
+
+def to_arviz(posterior: "Posterior", num_draws: int = 1000, **options: Any) -> Any:
+    """`to_datatree` for arviz 1.x; the same as `arviz.InferenceData` for arviz 0.x."""
+    import arviz
+
+    tree = to_datatree(posterior, num_draws, **options)
+    if arviz.__version__.startswith("0."):
+        return arviz.InferenceData.from_datatree(tree)  # pyright: ignore[reportAttributeAccessIssue]
+    return tree
+
+
+def to_datatree(
+    posterior: "Posterior",
+    num_draws: int = 1000,
+    *,
+    coords: Coords | None = None,
+    dims: Dims | None = None,
+    predictive: bool = True,
+    log_likelihood: bool = True,
+    seed: int | None = None,
+) -> Any:
+    """The posterior as an `xarray.DataTree` with dims (chain, draw, *plates, *event)."""
+    import xarray
+
+    with posterior.drawing(seed) as runner:
+        runs = runner.runs(num_draws)
+        namer = _Namer(runner.nodes, coords or {}, dims or {})
+        draws = stack_draws([run.draws() for run in runs])
+        groups = {"posterior": namer.dataset(stack([run.sample() for run in runs]))}
+        if predictive:
+            values = stack([run.predictive(runner.observed) for run in runs])
+            groups["posterior_predictive"] = namer.dataset(values)
+        if log_likelihood:
+            values = stack([run.log_likelihood() for run in runs])
+            groups["log_likelihood"] = namer.dataset(values, event=False)
+    stats = {"log_p": draws.log_p, "log_q": draws.log_q}
+    groups["sample_stats"] = namer.dataset(stats)
+    observed = {name: runner.nodes[name]["value"] for name in runner.observed}
+    groups["observed_data"] = namer.dataset(observed, draws=False)
+    groups["constant_data"] = namer.constants(posterior.data.named(), observed)
+    attrs = {"inference_library": "pvi", "sampling": "independent draws from the guide"}
+    groups = {name: group for name, group in groups.items() if group.data_vars}
+    groups["posterior"].attrs.update(attrs)
+    return xarray.DataTree.from_dict(groups)
+
+
+class _Namer:
+    """Names of dimensions: plates, then the user's `dims`, else `site_dim_0`, ... as in arviz."""
+
+    def __init__(self, nodes: Mapping[str, dict], coords: Coords, dims: Dims):
+        self.nodes, self.coords, self.dims = nodes, coords, dims
+        self.plates = {p.name: p.size for node in nodes.values() for p in plates_of(node)}
+
+    def dataset(
+        self, values: Mapping[str, Tensor], *, draws: bool = True, event: bool = True
+    ) -> Any:
+        """An `xarray.Dataset` of values `(S, *shape)`, or `(*shape)` without draws."""
+        import xarray
+
+        arrays = {}
+        for name, value in values.items():
+            lead = ("chain", "draw") if draws else ()
+            names, shape = self._site(name, tuple(value.shape[1:] if draws else value.shape), event)
+            array = value.detach().cpu().numpy()
+            arrays[name] = (
+                lead + names,
+                array.reshape((1, len(array), *shape) if draws else shape),
+            )
+        used = {
+            d: n for dims, array in arrays.values() for d, n in zip(dims, array.shape, strict=True)
+        }
+        coords = {d: self.coords.get(d, np.arange(n)) for d, n in used.items()}
+        return xarray.Dataset(arrays, coords)
+
+    def _site(
+        self, name: str, shape: tuple[int, ...], event: bool
+    ) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Dimension names of a site's value and its shape without empty batch dimensions."""
+        node = self.nodes.get(name)
+        event_dim = node["fn"].event_dim if node is not None and event else 0
+        if node is None:
+            event_dim = len(shape)
+        batch = len(shape) - event_dim
+        frames = {} if node is None else {p.dim: p.name for p in plates_of(node)}
+        names, sizes, free = [], [], 0
+        own = list(self.dims.get(name, ()))
+        for i, size in enumerate(shape):
+            plate = frames.get(i - batch) if i < batch else None
+            if plate is not None:
+                names.append(plate)
+            elif i < batch and size == 1:
+                continue
+            else:
+                names.append(own[free] if free < len(own) else f"{name}_dim_{free}")
+                free += 1
+            sizes.append(size)
+        return tuple(names), tuple(sizes)
+
+    def constants(self, named: Mapping[str, Any], observed: Mapping[str, Tensor]) -> Any:
+        """The data arguments that are not observations."""
+        import xarray
+
+        arrays = {}
+        for name, value in named.items():
+            if not isinstance(value, Tensor) or any(_same(value, o) for o in observed.values()):
+                continue
+            names = [f"{name}_dim_{i}" for i in range(value.dim())]
+            plates = [p for p, n in self.plates.items() if is_rows(value) and n == len(value)]
+            if len(plates) == 1:
+                names[0] = plates[0]
+            own = list(self.dims.get(name, ()))
+            names[len(names) - len(own) :] = own
+            arrays[name] = (names, value.detach().cpu().numpy())
+        coords = {d: v for d, v in self.coords.items() if any(d in a[0] for a in arrays.values())}
+        return xarray.Dataset(arrays, coords)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(torch.equal(a.to(b.dtype), b))

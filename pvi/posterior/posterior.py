@@ -1,0 +1,191 @@
+"""Draws, predictions and log weights of a fitted guide."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pvi.engine.checks import check, check_finite
+from pvi.engine.data import Data, as_data
+from pvi.engine.params import Params
+from pvi.engine.plan import make_plan
+from pvi.engine.traces import Program, is_delta, pair, preserved_rng
+from pvi.errors import ObjectiveError
+from pvi.posterior.draws import Draws, Runner, stack, stack_draws
+from pvi.posterior.predictive import check_rows, new_arguments
+
+
+class Posterior:
+    """The posterior that a guide stands for, given a model and its data.
+
+    Works for every guide that plain Pyro has trained: `Posterior(model, guide, data)` takes a copy
+    of the parameters in Pyro's global store; `from_svi(svi, data)` the same from an `SVI` object.
+
+    Args:
+        model, guide: the Pyro programs.
+        data: the model's arguments, as in `pvi.fit`; `args` and `kwargs` those that are not rows.
+
+    Raises:
+        DataError, ModelError, GuideError: model and guide do not fit together or the data.
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        data: Any = (),
+        *,
+        args: tuple = (),
+        kwargs: Mapping[str, Any] | None = None,
+        params: Params | None = None,
+        device: Any = None,
+        checked: bool = False,
+    ):
+        self.model, self.guide = model, guide
+        self.data = data if isinstance(data, Data) else as_data(data, args, kwargs, model)
+        self._device = device
+        self._params = params or _copy_of_store(model, guide)
+        if not checked:
+            check_finite(self.data.named())
+            with self._params.scope():
+                check(model, guide, *self.data.whole(), self.data.named())
+        self._runner: Runner | None = None
+
+    def sample(self, num_draws: int = 1000, *, seed: int | None = None) -> dict[str, Tensor]:
+        """Draws of every latent and deterministic site, `(num_draws, *site shape)`."""
+        with self.drawing(seed) as runner:
+            return stack([run.sample() for run in runner.runs(num_draws)])
+
+    def draws(self, num_draws: int = 1000, *, seed: int | None = None) -> Draws:
+        """Draws of the latent sites with their log p(x, z) and log q(z), nats."""
+        with self.drawing(seed) as runner:
+            return stack_draws([run.draws() for run in runner.runs(num_draws)])
+
+    def log_weights(self, num_draws: int = 1000, *, seed: int | None = None) -> Tensor:
+        """Log ratios $\\log p(x, z_s) - \\log q(z_s)$ of fresh draws, `(num_draws,)`, nats.
+
+        Raises:
+            ObjectiveError: they mean nothing here (a point estimate, subsampled plates).
+        """
+        caveats = self.caveats()
+        if caveats:
+            raise ObjectiveError(f"log weights are not available: {'; '.join(caveats)}")
+        draws = self.draws(num_draws, seed=seed)
+        return draws.log_p - draws.log_q
+
+    def log_likelihood(
+        self, num_draws: int = 1000, *, seed: int | None = None
+    ) -> dict[str, Tensor]:
+        """Log density of every observation at each draw, `(num_draws, *batch)`, nats, unscaled."""
+        with self.drawing(seed) as runner:
+            return stack([run.log_likelihood() for run in runner.runs(num_draws)])
+
+    def predict(
+        self,
+        *new_data: Any,
+        num_draws: int = 1000,
+        seed: int | None = None,
+        **new_kwargs: Any,
+    ) -> dict[str, Tensor]:
+        """Draws of the observed sites (and deterministic ones) from the posterior predictive.
+
+        Without arguments for the training data; with arguments for new data, which may have another
+        number of rows. Arguments that hold the outcome may be left out. Latents outside the data's
+        plate keep their posterior; those inside need a guide that reads them off the new data.
+
+        Returns:
+            `(num_draws, *site shape)` for each site.
+
+        Raises:
+            GuideError: a latent belongs to the rows of the training data and can't be extrapolated.
+        """
+        args, kwargs = new_arguments(self.data, new_data, new_kwargs)
+        with self.drawing(seed) as runner:
+            names = [*runner.observed, *runner.deterministic]
+            if new_data or new_kwargs:
+                check_rows(self.model, self.guide, args, kwargs)
+                runner = Runner(self.model, self.guide, args, kwargs, runner.plan)
+            return stack([run.predictive(names) for run in runner.runs(num_draws)])
+
+    def caveats(self) -> list[str]:
+        """Why the log weights of this posterior would be meaningless; empty if they are sound."""
+        sites = pair(self.runner.guide_trace, self.runner.model_trace)
+        points = not any(
+            site.p is None for site in sites
+        )  # else a Delta restates an auxiliary site
+        reasons = [
+            f"the guide is a point (Delta) at site '{site.name}'"
+            for site in sites
+            if points and site.q is not None and is_delta(site.q.fn)
+        ]
+        return reasons + [
+            f"site '{site.name}' is in a subsampled plate"
+            for site in sites
+            if site.subsample_scale != 1.0
+        ]
+
+    def to_datatree(self, num_draws: int = 1000, **options: Any) -> Any:
+        """The posterior as an `xarray.DataTree`; options as in `to_arviz`."""
+        from pvi.posterior.arviz import to_datatree
+
+        return to_datatree(self, num_draws, **options)
+
+    def to_arviz(self, num_draws: int = 1000, **options: Any) -> Any:
+        """The posterior in arviz's form: `InferenceData` for arviz 0.x, `DataTree` for 1.x.
+
+        Groups posterior, posterior_predictive, log_likelihood, observed_data, constant_data and
+        sample_stats (log_p, log_q); dims are named after plates.
+
+        Args:
+            coords: dict from dimension to labels.
+            dims: dict from site to the names of its event dimensions.
+            predictive, log_likelihood: leave these groups out with `False` (they can be large).
+            seed: makes the draws repeatable.
+        """
+        from pvi.posterior.arviz import to_arviz
+
+        return to_arviz(self, num_draws, **options)
+
+    @property
+    def runner(self) -> Runner:
+        """How to draw: made at first use by looking at both programs."""
+        with self.drawing(None) as runner:
+            return runner
+
+    @contextmanager
+    def drawing(self, seed: int | None) -> Iterator[Runner]:
+        """Inside: our own parameters, no gradients, modules in evaluation mode, our own seed."""
+        with ExitStack() as stack:
+            stack.enter_context(self._params.scope())
+            stack.enter_context(self._params.evaluation())
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.device(self._device) if self._device else nullcontext())
+            if self._runner is None:
+                args, kwargs = self.data.whole()
+                plan = make_plan(self.model, self.guide, args, kwargs, "joint")
+                self._runner = Runner(self.model, self.guide, args, kwargs, plan)
+            if seed is not None:
+                stack.enter_context(preserved_rng())
+                torch.manual_seed(seed)
+            yield self._runner
+
+
+def from_svi(
+    svi: Any, data: Any = (), *, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+) -> Posterior:
+    """The posterior of a trained `pyro.infer.SVI` object.
+
+    Args:
+        svi: an `SVI` after its last step; its parameters are copied, so it may train on.
+        data, args, kwargs: the arguments that its steps were given.
+    """
+    return Posterior(svi.model, svi.guide, data, args=args, kwargs=kwargs)
+
+
+def _copy_of_store(model: Program, guide: Program) -> Params:
+    params = Params(model, guide, state=dict(pyro.get_param_store().get_state()))
+    params.freeze()
+    return params
