@@ -60,6 +60,27 @@ def repeat(value: Callable[[], float], times: int) -> Tensor:
     return torch.tensor([value() for _ in range(times)])
 
 
+class FixedNoise(dist.Normal):
+    """A normal whose draws are loc + scale * noise, with `noise` `(K, *batch)` given.
+
+    With it the value of an objective is a function of the parameters, so two ways to compute it can
+    be compared to the last digit. A run without a particle dimension takes the noise of particle 0.
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, noise: Tensor, **options: Any):
+        self.noise = noise
+        super().__init__(loc, scale, **options)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "FixedNoise":
+        loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
+        return FixedNoise(loc, scale, self.noise, validate_args=False)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        depth = len(self.batch_shape) - (self.noise.dim() - 1)
+        noise = self.noise[: self.batch_shape[0]] if depth else self.noise[0]
+        return self.loc + self.scale * noise
+
+
 @dataclass(frozen=True)
 class Case:
     """A model and a guide that Pyro evaluates correctly.

@@ -153,7 +153,7 @@ def test_svi_step_by_step(pair: str, name: str) -> None:
 
 
 def test_svi_creates_parameters_that_do_not_exist_yet() -> None:
-    """A step from an empty store trains the parameters, also where the plan runs the guide first."""
+    """A step from an empty store trains the parameters, also if the plan comes first."""
     for objective in (pvi.ELBO(), pvi.IWAE(3)):
         pyro.clear_param_store()
         case = CASES["local latents"]()
