@@ -78,7 +78,32 @@ class FixedNoise(dist.Normal):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         depth = len(self.batch_shape) - (self.noise.dim() - 1)
         noise = self.noise[: self.batch_shape[0]] if depth else self.noise[0]
+        if depth:  # particles, then dimensions that other sites use
+            noise = noise.reshape(len(noise), *(1,) * (depth - 1), *noise.shape[1:])
         return self.loc + self.scale * noise
+
+
+def normal(x: Any, loc: Any, scale: Any) -> Tensor:
+    """log N(x; loc, scale), written out."""
+    x, loc, scale = (torch.as_tensor(v, dtype=torch.get_default_dtype()) for v in (x, loc, scale))
+    return -0.5 * ((x - loc) / scale) ** 2 - scale.log() - 0.5 * math.log(2 * math.pi)
+
+
+def power_mean(log_w: Tensor, alpha: float) -> Tensor:
+    """The definition, without any care for overflow: `(K, ...) -> (...)`."""
+    if alpha == 1.0:
+        return log_w.mean(0)
+    return (log_w.exp() ** (1.0 - alpha)).mean(0).log() / (1.0 - alpha)
+
+
+def gradients(loss: Tensor) -> dict[str, Tensor]:
+    """Gradients of all parameters in the store, by name."""
+    leaves = {n: p.unconstrained() for n, p in pyro.get_param_store().items()}
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    return {
+        n: torch.zeros_like(p) if g is None else g
+        for (n, p), g in zip(leaves.items(), found, strict=True)
+    }
 
 
 @dataclass(frozen=True)
