@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pvi.engine.bounds import Inner, Scope, Weight, fold, renyi_mean
 from pvi.engine.terms import Term, Terms
+from pvi.errors import ObjectiveError
 
 Gradient = Literal["auto", "reparam", "path", "score"]
 
@@ -126,10 +127,22 @@ def needs_score(terms: Terms, everywhere: bool = False) -> list[Term]:
     return [
         t
         for t in terms
-        if t.log_q is not None
-        and t.log_q.requires_grad
-        and (everywhere or not t.reparameterized)
+        if t.log_q is not None and t.log_q.requires_grad and (everywhere or not t.reparameterized)
     ]
+
+
+def check_reparameterized(sites: list[str], gradient: Gradient) -> None:
+    """Refuse a pathwise gradient where there are sites that need a score gradient.
+
+    Raises:
+        ObjectiveError: naming the first of them.
+    """
+    if sites:
+        raise ObjectiveError(
+            f"guide site '{sites[0]}' has parameters but no reparameterised sampler, so gradient="
+            f"'{gradient}' would silently miss them. Use gradient='auto', which takes score "
+            "gradients there, or a reparameterised distribution."
+        )
 
 
 class Baseline:

@@ -16,6 +16,7 @@ from pvi.engine.explain import Explanation, explain
 from pvi.engine.gradients import (
     Baseline,
     Gradient,
+    check_reparameterized,
     control,
     elbo_score,
     inner_score,
@@ -25,7 +26,7 @@ from pvi.engine.gradients import (
 )
 from pvi.engine.plan import Plan, make_plan
 from pvi.engine.sampling import Draw, Sampler
-from pvi.engine.terms import Term, Terms
+from pvi.engine.terms import Terms
 from pvi.engine.traces import Program, run
 from pvi.errors import ObjectiveError
 
@@ -126,7 +127,8 @@ class Objective(PyroELBO):
         plan = make_plan(model, guide, args, kwargs, self.bound_scope)
         with torch.no_grad():
             terms = self._sampler(model, guide, args, kwargs, plan).draw().terms
-        return explain(terms, plan, self.num_particles, self.alpha, self._weights(terms))
+        weights = self._weights(terms)
+        return explain(terms, plan, self.num_particles, self.alpha, weights, self.gradient)
 
     def evaluate(
         self, model: Program, guide: Program, args: tuple = (), kwargs: Mapping | None = None
@@ -235,7 +237,7 @@ class Objective(PyroELBO):
         """The score part of the gradient as a term of value 0; its mean over the outer draws."""
         sites = needs_score(draws[0].terms, everywhere=self.gradient == "score")
         if self.gradient in ("reparam", "path"):
-            _check_reparameterized(sites, self.gradient)
+            check_reparameterized([site.name for site in sites], self.gradient)
         total = torch.zeros(())
         baseline = self._kept((key, "baseline"), Baseline)
         for i, (draw, part) in enumerate(zip(draws, parts, strict=True)):
@@ -272,13 +274,4 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ObjectiveError(
             f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}"
-        )
-
-
-def _check_reparameterized(sites: list[Term], gradient: str) -> None:
-    for term in sites:
-        raise ObjectiveError(
-            f"guide site '{term.name}' has parameters but no reparameterised sampler, so gradient="
-            f"'{gradient}' would silently miss them. Use gradient='auto', which takes score "
-            "gradients there, or a reparameterised distribution."
         )

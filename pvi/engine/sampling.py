@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvi.engine.gradients import Detached, Gradient, Tap, Values, frozen, leaves_of
+from pvi.engine.gradients import (
+    Detached,
+    Gradient,
+    Tap,
+    Values,
+    check_reparameterized,
+    frozen,
+    leaves_of,
+)
 from pvi.engine.plan import Plan
 from pvi.engine.terms import Terms, concatenate, make_terms
 from pvi.engine.traces import (
@@ -125,7 +133,10 @@ class Sampler:
         model_trace = self._model(num, replaced(guide_trace, inner))
         fixed = {n: v.detach() for n, v in drawn.items()}
         outside = {n: drawn[n] for n in outer if n in drawn}
-        leaves = leaves_of([x for node in nodes.values() for x in _tensors(node)])
+        densities = {n: node["fn"].log_prob(node["value"]) for n, node in nodes.items()}
+        rigid = [n for n, x in densities.items() if x.requires_grad and not _reparam(nodes[n])]
+        check_reparameterized(rigid, "path")
+        leaves = leaves_of([*drawn.values(), *densities.values()])
         indices = subset(guide_trace, ())
 
         def again(values: Mapping[str, Tensor]) -> Any:
@@ -144,9 +155,8 @@ class Sampler:
         return Draw(terms, guide_trace, [tap], self._terms(control, num, guide_trace))
 
 
-def _tensors(node: Mapping) -> list[Tensor]:
-    """What carries a site's gradient: its draw and its log density there."""
-    return [node["value"], node["fn"].log_prob(node["value"])]
+def _reparam(node: Mapping) -> bool:
+    return bool(getattr(node["fn"], "has_rsample", False))
 
 
 def exact_sites(sites: list[Site], guide_order: list[str]) -> dict[str, str]:
