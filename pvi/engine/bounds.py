@@ -56,30 +56,53 @@ def elbo(terms: Terms, weight: Weight) -> Tensor:
     return total.mean()
 
 
-def nested(terms: Terms, weight: Weight, alpha: float, scope: Scope) -> Tensor:
-    """ELBO terms of the outer sites plus the order-alpha mean of the inner ones: a scalar, nats."""
+@dataclass(frozen=True)
+class Inner:
+    """The weighted part of a bound: log weights `(K, *plates)` and the factor outside the mean."""
+
+    log_w: Tensor
+    size: float
+
+    def value(self, alpha: float) -> Tensor:
+        return self.size * renyi_mean(self.log_w, alpha).sum()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A bound's value, a scalar, and its weighted part if it has one."""
+
+    value: Tensor
+    inner: Inner | None
+
+
+def split(terms: Terms, weight: Weight, scope: Scope) -> tuple[Tensor, Inner | None]:
+    """ELBO terms of the outer sites as a scalar, and the inner ones as log weights; nats."""
     inner = [t for t in terms if t.name not in scope.outer]
     outer = [t for t in terms if t.name in scope.outer]
     total = sum((t.per_particle(weight(t)).mean() for t in outer), start=torch.zeros(()))
     if not inner:
-        return total
+        return total, None
     check_subsampling(inner, scope)
     scale = common_scale(inner)
-    log_w = _fold(inner[0], weight, scope, scale is None)
-    for term in inner[1:]:
-        log_w = log_w + _fold(term, weight, scope, scale is None)
+    parts = [fold(t.log_ratio(weight(t), scaled=scale is None), t, scope) for t in inner]
+    log_w = parts[0]
+    for part in parts[1:]:
+        log_w = log_w + part
     size = math.prod(p.scale for p in inner[0].plates if p.name in scope.plates)
-    return total + size * (1.0 if scale is None else scale) * renyi_mean(log_w, alpha).sum()
+    return total, Inner(log_w, size * (1.0 if scale is None else scale))
 
 
-def _fold(term: Term, weight: Weight, scope: Scope, scaled: bool) -> Tensor:
-    """Sum a term over all plates but the scope's: `(K, ...)` with 1 in the summed dimensions."""
-    x = term.log_ratio(weight(term), scaled=scaled)
-    keep = {p.dim for p in term.plates if p.name in scope.plates}
+def fold(x: Tensor, term: Term, scope: Scope, depth: int = 0) -> Tensor:
+    """Sum a term's tensor `(K, *batch)` over all plates but the scope's: `(K, *plates)`.
+
+    Args:
+        depth: plate dimensions to keep room for, where the term lacks some of the scope's plates.
+    """
+    keep = {p.dim for p in term.plates if p.name in scope.plates and p.dim is not None}
     dims = [d for d in range(1 - x.dim(), 0) if d not in keep]
     x = x.sum(dims, keepdim=True) if dims else x
-    depth = -min((d for d in keep if d is not None), default=0)
-    return x.reshape(x.shape[0], *x.shape[x.dim() - depth :])
+    own = -min(keep, default=0)
+    return x.reshape(x.shape[0], *[1] * (depth - own), *x.shape[x.dim() - own :])
 
 
 def common_scale(terms: list[Term]) -> float | None:

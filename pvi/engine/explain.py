@@ -22,7 +22,12 @@ class Explanation:
 
 
 def explain(
-    terms: Terms, plan: Plan, num_particles: int, alpha: float, weights: Mapping[str, float]
+    terms: Terms,
+    plan: Plan,
+    num_particles: int,
+    alpha: float,
+    weights: Mapping[str, float],
+    gradient: str,
 ) -> Explanation:
     """Describe terms that were just computed."""
     notes = [f"bound: {_bound_name(alpha)}, {num_particles} particle(s)"]
@@ -38,19 +43,20 @@ def explain(
         notes.append(
             "a KL weight differs from 1: the loss is not a bound; .bound() reports weight 1"
         )
-    return Explanation(tuple(_row(t, weights.get(t.name)) for t in terms), tuple(notes))
+    return Explanation(tuple(_row(t, weights.get(t.name), gradient) for t in terms), tuple(notes))
 
 
 def _bound_name(alpha: float) -> str:
     return {1.0: "ELBO", 0.0: "IWAE"}.get(alpha, f"Renyi, alpha = {alpha:g}")
 
 
-def _row(term: Term, weight: float | None) -> tuple[str, ...]:
+def _row(term: Term, weight: float | None, gradient: str) -> tuple[str, ...]:
     plates = [
         f"{p.name} ({p.size})" if p.scale == 1.0 else f"{p.name} ({p.size} of {p.full_size})"
         for p in term.plates
     ]
-    gradient = "" if term.kind == "likelihood" else "reparam" if term.reparameterized else "none"
+    own = "reparam" if gradient == "auto" else gradient
+    gradient = "" if term.kind == "likelihood" else own if term.reparameterized else "score"
     return (
         term.name,
         term.kind,

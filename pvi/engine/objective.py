@@ -3,7 +3,7 @@
 `ELBO`, `TraceMeanFieldELBO`, `BetaELBO`, `IWAE` and `RenyiELBO` are constructors of `Objective`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,9 +13,21 @@ from torch import Tensor
 
 from pvi.engine import bounds
 from pvi.engine.explain import Explanation, explain
+from pvi.engine.gradients import (
+    Baseline,
+    Gradient,
+    check_reparameterized,
+    control,
+    elbo_score,
+    inner_score,
+    needs_score,
+    outer_score,
+    path_ratio,
+)
 from pvi.engine.plan import Plan, make_plan
-from pvi.engine.terms import Term, Terms, concatenate, make_terms
-from pvi.engine.traces import Program, Site, pair, particles, run, subset
+from pvi.engine.sampling import Draw, Sampler
+from pvi.engine.terms import Terms
+from pvi.engine.traces import Program, run
 from pvi.errors import ObjectiveError
 
 Beta = float | Mapping[str, float]
@@ -46,7 +58,8 @@ class Objective(PyroELBO):
         alpha: order of the bound: 1 ELBO, 0 IWAE, else Renyi.
         kl: "sample" for log q - log p at the draws, "exact" for closed forms where they are right
             and exist (needs alpha = 1; `explain` shows which sites fell back).
-        gradient: "auto" or "reparam": pathwise through reparameterised guide sites.
+        gradient: "reparam" pathwise; "path" without the score part (less noise near the optimum);
+            "score" by log densities, for any guide; "auto" pathwise where possible, else score.
         beta: weight of every KL, or a dict from site name to weight (1 for the others).
         bound: "auto" weights datum by datum where latents are local to a plate, "per_datum" insists
             on it, "joint" weights whole draws. Matters for alpha != 1 only.
@@ -61,12 +74,12 @@ class Objective(PyroELBO):
     num_particles: int = 1
     alpha: float = 1.0
     kl: Literal["sample", "exact"] = "sample"
-    gradient: Literal["auto", "reparam"] = "auto"
+    gradient: Gradient = "auto"
     beta: Beta = 1.0
     bound_scope: Literal["auto", "per_datum", "joint"] = "auto"
     num_outer: int = 1
     vectorize_particles: bool | None = None
-    _plans: dict = field(default_factory=dict, init=False, repr=False, compare=False, hash=False)
+    _cache: dict = field(default_factory=dict, init=False, repr=False, compare=False, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("num_particles", "num_outer"):
@@ -74,13 +87,24 @@ class Objective(PyroELBO):
             if not isinstance(value, int) or value < 1:
                 raise ObjectiveError(f"{name} must be a whole number >= 1, got {value!r}")
         _check_choice("kl", self.kl, ("sample", "exact"))
-        _check_choice("gradient", self.gradient, ("auto", "reparam"))
+        _check_choice("gradient", self.gradient, ("auto", "reparam", "path", "score"))
         _check_choice("bound", self.bound_scope, ("auto", "per_datum", "joint"))
         if self.kl == "exact" and self.alpha != 1.0:
             raise ObjectiveError(
                 f"kl='exact' is a form of the ELBO (alpha = 1), got alpha = {self.alpha}: the "
                 "weights of an importance-weighted bound need log q and log p at the draws. Use "
                 "kl='sample'."
+            )
+        if self.gradient == "path" and self.kl == "exact":
+            raise ObjectiveError(
+                "gradient='path' holds the guide's density fixed, which would delete the gradient "
+                "of an exact KL. Use kl='sample' with 'path', or gradient='reparam' with "
+                "kl='exact'."
+            )
+        if self.gradient == "path" and isinstance(self.beta, Mapping):
+            raise ObjectiveError(
+                "gradient='path' needs one common beta: with a beta for each site its correction "
+                "is not the same for all draws. Use gradient='reparam'."
             )
         weights = self.beta.values() if isinstance(self.beta, Mapping) else [self.beta]
         if any(not w >= 0 for w in weights):
@@ -95,31 +119,35 @@ class Objective(PyroELBO):
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """The terms of one evaluation with `num_particles` draws."""
-        return next(self._draws(model, guide, args, kwargs, self._plan(model, guide, args, kwargs)))
+        plan = self._plan(model, guide, args, kwargs)
+        return self._sampler(model, guide, args, kwargs, plan).draw().terms
 
     def explain(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Explanation:
         """A printable table: per site its plates, how its KL is computed, gradient and weight."""
         plan = make_plan(model, guide, args, kwargs, self.bound_scope)
         with torch.no_grad():
-            terms = next(self._draws(model, guide, args, kwargs, plan))
-        return explain(terms, plan, self.num_particles, self.alpha, self._weights(terms))
+            terms = self._sampler(model, guide, args, kwargs, plan).draw().terms
+        weights = self._weights(terms)
+        return explain(terms, plan, self.num_particles, self.alpha, weights, self.gradient)
 
     def evaluate(
         self, model: Program, guide: Program, args: tuple = (), kwargs: Mapping | None = None
     ) -> Evaluation:
-        """Loss, bound and terms of one evaluation; what a training loop needs in one pass."""
-        kwargs = kwargs or {}
-        plan = self._plan(model, guide, args, kwargs)
-        losses, values, terms = [], [], None
-        for terms in self._draws(model, guide, args, kwargs, plan):
-            weights = self._weights(terms)
-            value = self._value(terms, plan, weights)
-            losses.append(-value)
-            plain = all(w == 1.0 for w in weights.values())
-            values.append(value.detach() if plain else self._value(terms, plan, {}).detach())
-        if terms is None:
-            raise ObjectiveError("num_outer must be >= 1")
-        return Evaluation(torch.stack(losses).mean(), torch.stack(values).mean(), terms)
+        """Loss, bound and terms of one evaluation; what a training loop needs in one pass.
+
+        Only the loss carries gradients; score terms have the value 0 and a gradient.
+        """
+        plan = self._plan(model, guide, args, kwargs or {})
+        sampler = self._sampler(model, guide, args, kwargs or {}, plan)
+        draws = [sampler.draw() for _ in range(self.num_outer)]
+        parts = [self._parts(draw, plan) for draw in draws]
+        values = torch.stack([part.value for part in parts])
+        loss = -values.mean()
+        if torch.is_grad_enabled():
+            loss = loss - self._score(draws, parts, plan, (model, guide))
+        plain = all(w == 1.0 for w in self._weights(draws[0].terms).values())
+        bound = values if plain else torch.stack([self._plain(d, plan) for d in draws])
+        return Evaluation(loss, bound.detach().mean(), draws[-1].terms)
 
     # The interface of pyro.infer.ELBO: `loss=` of SVI, and `objective(model, guide)` as a module.
 
@@ -148,69 +176,82 @@ class Objective(PyroELBO):
         """The plan of this pair: trivial for one particle, else made once and kept."""
         if self.num_particles == 1:
             return SINGLE
-        key = (model, guide)
-        if key not in self._plans:
-            while len(self._plans) >= 8:
-                del self._plans[next(iter(self._plans))]
-            self._plans[key] = make_plan(model, guide, args, kwargs, self.bound_scope)
-        return self._plans[key]
+        return self._kept((model, guide), lambda: self._make_plan(model, guide, args, kwargs))
 
-    def _draws(
+    def _kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """A small cache: what was made for the last few pairs of programs."""
+        if key not in self._cache:
+            while len(self._cache) >= 8:
+                del self._cache[next(iter(self._cache))]
+            self._cache[key] = make()
+        return self._cache[key]
+
+    def _make_plan(self, model: Program, guide: Program, args: tuple, kwargs: Mapping) -> Plan:
+        return make_plan(model, guide, args, kwargs, self.bound_scope)
+
+    @property
+    def _nested(self) -> bool:
+        return self.alpha != 1.0 and self.num_particles > 1
+
+    def _sampler(
         self, model: Program, guide: Program, args: tuple, kwargs: Mapping, plan: Plan
-    ) -> Iterator[Terms]:
-        """`num_outer` independent sets of terms, each with `num_particles` particles."""
-        nested = self.alpha != 1.0 and self.num_particles > 1
-        vectorized = (
-            plan.vectorized if self.vectorize_particles is None else self.vectorize_particles
-        )
-        for _ in range(self.num_outer):
-            given = None
-            if nested and plan.scope.outer:
-                given = subset(run(guide, args, kwargs), plan.scope.outer)
-            if self.num_particles == 1 or vectorized:
-                yield self._once(
-                    model, guide, args, kwargs, plan.nesting, self.num_particles, given
-                )
-                continue
-            runs = []
-            for _ in range(self.num_particles):
-                guide_trace = run(guide, args, kwargs, given)
-                if nested and given is None:  # all particles of one bound share one minibatch
-                    given = subset(guide_trace, ())
-                runs.append(self._terms(model, args, kwargs, guide_trace, 1, None))
-            yield concatenate(runs)
-
-    def _once(
-        self,
-        model: Program,
-        guide: Program,
-        args: tuple,
-        kwargs: Mapping,
-        nesting: int,
-        num_particles: int,
-        given: Any,
-    ) -> Terms:
-        guide_trace = run(particles(guide, num_particles, nesting), args, kwargs, given)
-        model = particles(model, num_particles, nesting)
-        return self._terms(
-            model, args, kwargs, guide_trace, num_particles, nesting if num_particles > 1 else None
+    ) -> Sampler:
+        batched = self.vectorize_particles
+        return Sampler(
+            model,
+            guide,
+            args,
+            kwargs,
+            plan,
+            self.num_particles,
+            vectorized=plan.vectorized if batched is None else batched,
+            nested=self._nested,
+            exact=self.kl == "exact",
+            gradient=self.gradient,
         )
 
-    def _terms(
-        self,
-        model: Program,
-        args: tuple,
-        kwargs: Mapping,
-        guide_trace: Any,
-        num_particles: int,
-        nesting: int | None,
-    ) -> Terms:
-        sites = pair(guide_trace, run(model, args, kwargs, guide_trace))
-        exact = _exact_sites(sites, list(guide_trace.nodes)) if self.kl == "exact" else {}
-        terms = make_terms(sites, exact, num_particles, nesting)
-        if torch.is_grad_enabled():
-            _check_reparameterized(terms)
-        return terms
+    def _parts(self, draw: Draw, plan: Plan) -> bounds.Parts:
+        """The bound's value, with the pathwise gradient of `path` arranged for."""
+        weight = self._weight(draw.terms)
+        if not self._nested:
+            return bounds.Parts(bounds.elbo(draw.terms, weight), None)
+        outer, inner = bounds.split(draw.terms, weight, plan.scope)
+        if inner is None:
+            return bounds.Parts(outer, None)
+        value = outer + inner.value(self.alpha)
+        if draw.taps:
+            beta = self.beta if isinstance(self.beta, float | int) else 1.0
+            draw.set_ratio(path_ratio(inner.log_w, self.alpha, beta))
+            if draw.control is not None:
+                value = value - control(draw.control, plan.scope, inner.size * beta)
+        return bounds.Parts(value, inner)
+
+    def _plain(self, draw: Draw, plan: Plan) -> Tensor:
+        """The bound's value with every KL weight 1."""
+        if not self._nested:
+            return bounds.elbo(draw.terms, lambda term: 1.0)
+        outer, inner = bounds.split(draw.terms, lambda term: 1.0, plan.scope)
+        return outer if inner is None else outer + inner.value(self.alpha)
+
+    def _score(self, draws: list[Draw], parts: list[bounds.Parts], plan: Plan, key: Any) -> Tensor:
+        """The score part of the gradient as a term of value 0; its mean over the outer draws."""
+        sites = needs_score(draws[0].terms, everywhere=self.gradient == "score")
+        if self.gradient in ("reparam", "path"):
+            check_reparameterized([site.name for site in sites], self.gradient)
+        total = torch.zeros(())
+        baseline = self._kept((key, "baseline"), Baseline)
+        for i, (draw, part) in enumerate(zip(draws, parts, strict=True)):
+            weight = self._weight(draw.terms)
+            for site in (draw.terms[site.name] for site in sites):
+                if not self._nested:
+                    total = total + elbo_score(site, draw.terms, weight, baseline)
+                elif part.inner is not None and site.name not in plan.scope.outer:
+                    inner = part.inner
+                    total = total + inner_score(site, inner, plan.scope, self.alpha)
+                else:
+                    others = [p.value for j, p in enumerate(parts) if j != i]
+                    total = total + outer_score(site, part.value, others, baseline)
+        return total / len(draws)
 
     def _weights(self, terms: Terms) -> dict[str, float]:
         """Each site's beta."""
@@ -224,13 +265,9 @@ class Objective(PyroELBO):
             )
         return {name: float(self.beta.get(name, 1.0)) for name in names}
 
-    def _value(self, terms: Terms, plan: Plan, weights: Mapping[str, float]) -> Tensor:
-        def weight(term: Term) -> float:
-            return weights.get(term.name, 1.0)
-
-        if self.alpha == 1.0 or self.num_particles == 1:
-            return bounds.elbo(terms, weight)
-        return bounds.nested(terms, weight, self.alpha, plan.scope)
+    def _weight(self, terms: Terms) -> bounds.Weight:
+        weights = self._weights(terms)
+        return lambda term: weights.get(term.name, 1.0)
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -238,112 +275,3 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ObjectiveError(
             f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}"
         )
-
-
-def _check_reparameterized(terms: Terms) -> None:
-    for term in terms:
-        if not term.reparameterized and term.log_q is not None and term.log_q.requires_grad:
-            raise ObjectiveError(
-                f"guide site '{term.name}' has parameters but no reparameterised sampler, so "
-                "pathwise gradients would silently miss them. Use a reparameterised distribution "
-                f"there, or sum '{term.name}' out in the model."
-            )
-
-
-def _exact_sites(sites: list[Site], guide_order: list[str]) -> dict[str, str]:
-    """For which latents the exact KL is right: "exact", or why its prior may depend on what
-    follows.
-
-    The prior of z may depend on every latent that precedes it in the model. The closed form is an
-    expectation over z alone, so none of those may follow z in the guide, where they may depend on
-    it.
-    """
-    model_order = [s.name for s in sites if s.p is not None and s.q is not None]
-    position = {name: i for i, name in enumerate(guide_order)}
-    exact = {}
-    for i, name in enumerate(model_order):
-        later = [other for other in model_order[:i] if position[other] > position[name]]
-        exact[name] = (
-            f"sample: prior may depend on '{later[0]}', later in the guide" if later else "exact"
-        )
-    return exact
-
-
-def ELBO(
-    num_particles: int = 1,
-    *,
-    kl: Literal["sample", "exact"] = "sample",
-    gradient: Literal["auto", "reparam"] = "auto",
-    beta: Beta = 1.0,
-    vectorize_particles: bool | None = None,
-) -> Objective:
-    """Evidence lower bound $E_q[\\log p(x, z) - \\log q(z)] \\le \\log p(x)$, in nats.
-
-    Args:
-        num_particles: draws averaged in one evaluation.
-        kl: "sample" (Kingma and Welling 2014, estimator A) or "exact" (estimator B).
-        gradient: "auto" or "reparam".
-        beta: weight of each KL; see `BetaELBO`.
-        vectorize_particles: `None` to batch particles where the programs allow it.
-
-    >>> ELBO(num_particles=4).num_particles
-    4
-    """
-    return Objective(
-        num_particles, kl=kl, gradient=gradient, beta=beta, vectorize_particles=vectorize_particles
-    )
-
-
-def TraceMeanFieldELBO(num_particles: int = 1, **options: Any) -> Objective:
-    """`ELBO(kl="exact")`: $E_q[\\log p(x|z)] - \\sum_s KL(q_s \\| p_s)$, in nats.
-
-    A site's KL is exact where torch or Pyro registers it and the guide's order makes it right;
-    elsewhere it is sampled, which `explain` shows.
-    """
-    return ELBO(num_particles, kl="exact", **options)
-
-
-def BetaELBO(beta: Beta, num_particles: int = 1, **options: Any) -> Objective:
-    """$E_q[\\log p(x|z)] - \\beta\\,KL(q \\| p)$ (Higgins et al. 2017), in nats; a bound at beta =
-    1 only.
-
-    Args:
-        beta: one weight >= 0, or a dict from site name to weight.
-    """
-    return ELBO(num_particles, beta=beta, **options)
-
-
-def IWAE(num_particles: int, **options: Any) -> Objective:
-    """Importance-weighted bound $E \\log \\frac1K \\sum_k p(x, z_k) / q(z_k)$ (Burda et al. 2016),
-    in nats.
-
-    With latents in a plate the mean over particles is taken datum by datum; latents outside it are
-    drawn once per bound, so the value reaches the evidence as K grows only without such globals.
-    """
-    return RenyiELBO(0.0, num_particles, **options)
-
-
-def RenyiELBO(
-    alpha: float,
-    num_particles: int,
-    *,
-    gradient: Literal["auto", "reparam"] = "auto",
-    beta: Beta = 1.0,
-    bound: Literal["auto", "per_datum", "joint"] = "auto",
-    num_outer: int = 1,
-    vectorize_particles: bool | None = None,
-) -> Objective:
-    """Renyi bound of order alpha (Li and Turner 2016), in nats.
-
-    A lower bound on the evidence in the mean for alpha >= 0; an estimate, not a bound, for alpha <
-    0.
-    """
-    return Objective(
-        num_particles,
-        alpha=float(alpha),
-        gradient=gradient,
-        beta=beta,
-        bound_scope=bound,
-        num_outer=num_outer,
-        vectorize_particles=vectorize_particles,
-    )

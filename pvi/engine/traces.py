@@ -104,6 +104,22 @@ def preserved_rng() -> AbstractContextManager:
     return torch.random.fork_rng(devices=list(devices))
 
 
+def rng_state() -> list[Tensor]:
+    """The random state of the CPU and of every CUDA device in use."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *cuda]
+
+
+@contextmanager
+def rng_at(state: list[Tensor]) -> Iterator[None]:
+    """Draw again from an earlier random state; afterwards go on as if nothing had happened."""
+    with preserved_rng():
+        torch.set_rng_state(state[0])
+        if len(state) > 1:
+            torch.cuda.set_rng_state_all(state[1:])
+        yield
+
+
 def particles(fn: Program, num_particles: int, nesting: int) -> Program:
     """`fn` under an outermost plate of `num_particles`, left of its own `nesting` plates."""
     if num_particles == 1:
@@ -143,6 +159,15 @@ def deterministic_nodes(trace: poutine.Trace) -> dict[str, Any]:
 def _samples(trace: poutine.Trace) -> dict[str, Any]:
     nodes: dict[str, Any] = dict(trace.nodes)
     return {name: node for name, node in nodes.items() if node["type"] == "sample"}
+
+
+def replaced(trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.Trace:
+    """A trace to replay against: this one with other values at some sites."""
+    copy = poutine.Trace()
+    for name, node in trace.nodes.items():
+        if node["type"] == "sample":
+            copy.add_node(name, **{**node, "value": values.get(name, node["value"])})
+    return copy
 
 
 def subset(trace: poutine.Trace, names: Iterable[str], *, indices: bool = True) -> poutine.Trace:

@@ -1,0 +1,215 @@
+"""How the gradient of a bound reaches the guide.
+
+`reparam` differentiates the draws. `path` also drops the part of log q whose mean is zero: sticking
+the landing (Roeder, Wu, Duvenaud 2017) at alpha = 1, doubly reparameterised gradients (Tucker,
+Lawson, Gu, Maddison 2019) at alpha = 0. `score` weights the log density of draws that can't be
+differentiated: REINFORCE with a leave-one-out baseline, VIMCO (Mnih and Rezende 2016) for alpha !=
+    1.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pvi.engine.bounds import Inner, Scope, Weight, fold, renyi_mean
+from pvi.engine.terms import Term, Terms
+from pvi.errors import ObjectiveError
+
+Gradient = Literal["auto", "reparam", "path", "score"]
+
+
+class Tap:
+    """Views of drawn values whose gradient is multiplied by a ratio that is known only later."""
+
+    def __init__(self) -> None:
+        self.ratio: Tensor | None = None
+
+    def view(self, value: Tensor, event_dim: int) -> Tensor:
+        """The same value; its gradient will be scaled by `ratio`, which broadcasts over plates."""
+        if not value.requires_grad:
+            return value
+        view = value.view_as(value)
+
+        def scale(gradient: Tensor) -> Tensor:
+            if self.ratio is None:
+                return gradient
+            return gradient * self.ratio.reshape(self.ratio.shape + (1,) * event_dim)
+
+        view.register_hook(scale)
+        return view
+
+
+def path_ratio(log_w: Tensor, alpha: float, beta: float = 1.0) -> Tensor:
+    """Factor on each draw's pathwise gradient: $1 - \\beta(1-\\alpha)(1-v_k)$, shaped as `log_w`.
+
+    $v = \\mathrm{softmax}_k((1-\\alpha)\\log w)$; 1 for the ELBO, $v_k$ for IWAE at beta = 1.
+    """
+    v = torch.softmax((1.0 - alpha) * log_w.detach(), 0)
+    return 1.0 - beta * (1.0 - alpha) * (1.0 - v)
+
+
+class Values(Messenger):
+    """Let a program sample, then put these values in place: the random stream stays the same."""
+
+    def __init__(self, values: Mapping[str, Tensor]):
+        super().__init__()
+        self.values = values
+
+    def _pyro_post_sample(self, msg: dict) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"] = self.values[msg["name"]]
+
+
+class Detached(Messenger):
+    """Cut every draw from its parameters, so that only its log density carries a gradient."""
+
+    def _pyro_post_sample(self, msg: dict) -> None:
+        if not msg["is_observed"] and isinstance(msg["value"], Tensor):
+            msg["value"] = msg["value"].detach()
+
+
+@contextmanager
+def frozen(leaves: Iterable[Tensor]) -> Iterator[None]:
+    """Build the graph inside without these leaves."""
+    held = [leaf for leaf in leaves if leaf.requires_grad]
+    try:
+        for leaf in held:
+            leaf.requires_grad_(False)
+        yield
+    finally:
+        for leaf in held:
+            leaf.requires_grad_(True)
+
+
+def leaves_of(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """All leaves that the graphs of these tensors reach, however the program holds them."""
+    found: dict[int, Tensor] = {}
+    seen: set = set()
+    stack = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    found.update({id(t): t for t in tensors if t.is_leaf and t.requires_grad})
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+        stack += [parent for parent, _ in node.next_functions if parent is not None]
+    return list(found.values())
+
+
+def leave_one_out(log_w: Tensor, alpha: float) -> Tensor:
+    """$L - L_{-k}$: the bound minus the bound with draw k's log weight replaced by the others'
+    mean.
+
+    Args:
+        log_w: `(K, *plates)` with K >= 2, without gradient.
+
+    Returns:
+        The signal for each draw, `(K, *plates)`; at alpha = 1 it is (log w_k - mean of others) / K.
+    """
+    count = len(log_w)
+    others = (log_w.sum(0) - log_w) / (count - 1)
+    if alpha == 1.0:
+        return (log_w - others) / count
+    eye = torch.eye(count, dtype=torch.bool, device=log_w.device)
+    eye = eye.reshape(count, count, *[1] * (log_w.dim() - 1))
+    replaced = torch.where(eye, others.unsqueeze(0), log_w.unsqueeze(1))  # (K, k left out, ...)
+    return renyi_mean(log_w, alpha) - renyi_mean(replaced, alpha)
+
+
+def needs_score(terms: Terms, everywhere: bool = False) -> list[Term]:
+    """Guide sites with parameters whose draws carry no gradient; with `everywhere` all of them."""
+    return [
+        t
+        for t in terms
+        if t.log_q is not None and t.log_q.requires_grad and (everywhere or not t.reparameterized)
+    ]
+
+
+def check_reparameterized(sites: list[str], gradient: Gradient) -> None:
+    """Refuse a pathwise gradient where there are sites that need a score gradient.
+
+    Raises:
+        ObjectiveError: naming the first of them.
+    """
+    if sites:
+        raise ObjectiveError(
+            f"guide site '{sites[0]}' has parameters but no reparameterised sampler, so gradient="
+            f"'{gradient}' would silently miss them. Use gradient='auto', which takes score "
+            "gradients there, or a reparameterised distribution."
+        )
+
+
+class Baseline:
+    """A moving average of a site's signal, for where no other draw can serve as its baseline."""
+
+    def __init__(self, decay: float = 0.9):
+        self._decay, self._means = decay, {}
+
+    def centred(self, name: str, signal: Tensor) -> Tensor:
+        """The signal minus the average of the steps before."""
+        mean = signal.mean()
+        before = self._means.get(name, torch.zeros_like(mean))
+        self._means[name] = (
+            self._decay * before + (1 - self._decay) * mean if name in self._means else mean
+        )
+        return signal - before
+
+
+def elbo_score(term: Term, terms: Terms, weight: Weight, baseline: Baseline) -> Tensor:
+    """Zero-valued surrogate for one site of an ELBO: signals times its log density, a scalar.
+
+    The signal of an element of the site's plates is what the bound owes to that element, so the
+    rest of the plate adds no noise.
+    """
+    scope = Scope(frozenset(p.name for p in term.plates if p.dim is not None))
+    depth = -min((p.dim for p in term.plates if p.dim is not None), default=0)
+    cost: Tensor | float = 0.0
+    for other in terms:
+        part = other.log_ratio(weight(other)).detach() * other.subsample_scale
+        cost = cost + fold(part, other, scope, depth)
+    log_q = fold(density(term), term, scope)
+    cost = torch.as_tensor(cost).expand(len(log_q), *log_q.shape[1:])
+    single = len(log_q) == 1
+    signal = baseline.centred(term.name, cost) if single else leave_one_out(cost, 1.0)
+    return zero((signal * log_q).sum())
+
+
+def inner_score(term: Term, inner: Inner, scope: Scope, alpha: float) -> Tensor:
+    """Zero-valued surrogate for a site inside an order-alpha bound (VIMCO), a scalar."""
+    signal = inner.size * leave_one_out(inner.log_w.detach(), alpha)
+    return zero((signal * fold(density(term), term, scope)).sum())
+
+
+def outer_score(term: Term, value: Tensor, others: list[Tensor], baseline: Baseline) -> Tensor:
+    """Zero-valued surrogate for a site drawn once per bound: the whole bound is its signal."""
+    signal = value.detach()
+    if others:
+        signal = signal - torch.stack(others).detach().mean()
+    else:
+        signal = baseline.centred(term.name, signal)
+    log_q = density(term)
+    return zero(signal * log_q.reshape(len(log_q), -1).sum(1).mean())
+
+
+def control(terms: Terms, scope: Scope, factor: float) -> Tensor:
+    """Zero-valued mean over draws of the inner log q, at fixed draws, through the outer ones."""
+    total = sum((fold(density(t), t, scope).mean(0).sum() for t in terms), start=torch.zeros(()))
+    return zero(factor * total)
+
+
+def density(term: Term) -> Tensor:
+    """The density that draws follow: never scaled."""
+    if term.log_q is None:
+        raise ValueError(f"site '{term.name}' has no density in the guide")
+    return term.log_q
+
+
+def zero(x: Tensor) -> Tensor:
+    """A term of value 0 that keeps the gradient."""
+    return x - x.detach()

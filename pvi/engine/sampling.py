@@ -1,0 +1,176 @@
+"""Draw from the guide, run the model on the draws, and return the terms of one bound."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pvi.engine.gradients import (
+    Detached,
+    Gradient,
+    Tap,
+    Values,
+    check_reparameterized,
+    frozen,
+    leaves_of,
+)
+from pvi.engine.plan import Plan
+from pvi.engine.terms import Terms, concatenate, make_terms
+from pvi.engine.traces import (
+    Program,
+    Site,
+    pair,
+    particles,
+    replaced,
+    rng_at,
+    rng_state,
+    run,
+    sample_nodes,
+    subset,
+)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Terms of K particles; for `path`, the taps that wait for their ratio and the control term.
+
+    Args:
+        taps: one for a batched run, else one a particle.
+        control: log q of the inner sites at fixed draws, through the outer draws only, or `None`.
+    """
+
+    terms: Terms
+    guide_trace: Any
+    taps: list[Tap] = field(default_factory=list)
+    control: Terms | None = None
+
+    def set_ratio(self, ratio: Tensor) -> None:
+        """Hand each tap its draws' factor `(K, *plates)`."""
+        if len(self.taps) == 1:
+            self.taps[0].ratio = ratio
+        for tap, one in zip(self.taps, ratio, strict=False):
+            if len(self.taps) > 1:
+                tap.ratio = one
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How to draw from one pair of programs.
+
+    Args:
+        nested: outer sites are drawn once for all particles.
+        exact: use closed-form KLs where they are right.
+    """
+
+    model: Program
+    guide: Program
+    args: tuple
+    kwargs: Mapping
+    plan: Plan
+    num_particles: int
+    vectorized: bool
+    nested: bool
+    exact: bool
+    gradient: Gradient
+
+    def draw(self) -> Draw:
+        """One set of `num_particles` draws."""
+        outer = self.plan.scope.outer if self.nested else frozenset()
+        given = subset(self._guide(1), outer) if outer else None
+        if self.num_particles == 1 or self.vectorized:
+            return self._run(self.num_particles, given)
+        draws = []
+        for _ in range(self.num_particles):
+            draws.append(self._run(1, given))
+            if self.nested and given is None:  # all particles of one bound share one minibatch
+                given = subset(draws[-1].guide_trace, ())
+        controls = [d.control for d in draws if d.control is not None]
+        return Draw(
+            concatenate([d.terms for d in draws]),
+            draws[-1].guide_trace,
+            [tap for d in draws for tap in d.taps],
+            concatenate(controls) if controls else None,
+        )
+
+    def _guide(self, num: int, given: Any = None) -> Any:
+        guide = particles(self.guide, num, self.plan.nesting)
+        with Detached() if self.gradient == "score" else nullcontext():
+            return run(guide, self.args, self.kwargs, given)
+
+    def _run(self, num: int, given: Any) -> Draw:
+        """One batched run of `num` particles, or a single one."""
+        if self.gradient == "path" and torch.is_grad_enabled():
+            return self._run_path(num, given)
+        guide_trace = self._guide(num, given)
+        model_trace = self._model(num, guide_trace)
+        return Draw(self._terms(pair(guide_trace, model_trace), num, guide_trace), guide_trace)
+
+    def _model(self, num: int, guide_trace: Any) -> Any:
+        model = particles(self.model, num, self.plan.nesting)
+        return run(model, self.args, self.kwargs, guide_trace)
+
+    def _terms(self, sites: list[Site], num: int, guide_trace: Any) -> Terms:
+        exact = exact_sites(sites, list(guide_trace.nodes)) if self.exact else {}
+        return make_terms(sites, exact, num, self.plan.nesting if num > 1 else None)
+
+    def _run_path(self, num: int, given: Any) -> Draw:
+        """A run whose log q is evaluated with the guide's parameters held fixed.
+
+        With outer draws (theta) the inner log q(z | theta) must not see theta either: its mean-zero
+        part through theta comes back as the control term, through theta only.
+        """
+        guide, rng = particles(self.guide, num, self.plan.nesting), rng_state()
+        guide_trace = run(guide, self.args, self.kwargs, given)
+        tap, outer = Tap(), set(given.nodes) if given is not None else set()
+        nodes = sample_nodes(guide_trace)
+        drawn = {name: node["value"] for name, node in nodes.items() if not node["is_observed"]}
+        inner = {
+            n: tap.view(v, nodes[n]["fn"].event_dim) for n, v in drawn.items() if n not in outer
+        }
+        model_trace = self._model(num, replaced(guide_trace, inner))
+        fixed = {n: v.detach() for n, v in drawn.items()}
+        outside = {n: drawn[n] for n in outer if n in drawn}
+        densities = {n: node["fn"].log_prob(node["value"]) for n, node in nodes.items()}
+        rigid = [n for n, x in densities.items() if x.requires_grad and not _reparam(nodes[n])]
+        check_reparameterized(rigid, "path")
+        leaves = leaves_of([*drawn.values(), *densities.values()])
+        indices = subset(guide_trace, ())
+
+        def again(values: Mapping[str, Tensor]) -> Any:
+            with rng_at(rng), frozen(leaves), Values(values):
+                return run(guide, self.args, self.kwargs, indices)
+
+        held = again({**fixed, **inner})
+        sites = pair(held, model_trace)
+        if not outside:
+            return Draw(self._terms(sites, num, guide_trace), guide_trace, [tap])
+        through = pair(again({**fixed, **outside}), model_trace)
+        by_name = {site.name: site for site in through}
+        sites = [replace(s, q=by_name[s.name].q) if s.name in outer else s for s in sites]
+        control = [replace(s, p=None, observed=False) for s in through if s.name in inner]
+        terms = self._terms(sites, num, guide_trace)
+        return Draw(terms, guide_trace, [tap], self._terms(control, num, guide_trace))
+
+
+def _reparam(node: Mapping) -> bool:
+    return bool(getattr(node["fn"], "has_rsample", False))
+
+
+def exact_sites(sites: list[Site], guide_order: list[str]) -> dict[str, str]:
+    """For which latents the exact KL is right: "exact", or why it may not be.
+
+    The prior of z may depend on every latent that precedes it in the model. The closed form is an
+    expectation over z alone, so none of those may follow z in the guide, where they may depend on
+    it.
+    """
+    model_order = [s.name for s in sites if s.p is not None and s.q is not None]
+    position = {name: i for i, name in enumerate(guide_order)}
+    exact = {}
+    for i, name in enumerate(model_order):
+        later = [other for other in model_order[:i] if position[other] > position[name]]
+        follows = f"sample: prior may depend on '{later[0]}', later in the guide" if later else ""
+        exact[name] = follows or "exact"
+    return exact
