@@ -33,9 +33,7 @@ html_theme = "furo"
 html_title = "pvi"
 
 
-def dollar_maths(
-    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
-) -> None:
+def dollar_maths(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Turn $$...$$ and $...$ of a docstring, as Markdown writes them, into Sphinx's maths."""
     text = "\n".join(lines)
     text = re.sub(r"^( *)\$\$(.+?)\$\$", _display, text, flags=re.DOTALL | re.MULTILINE)

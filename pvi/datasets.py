@@ -1,6 +1,7 @@
 """Small real data for demonstrations, from what scikit-learn ships."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,21 +19,21 @@ class Table:
 
 def diabetes() -> Table:
     """Disease progression in 442 patients from ten measurements (Efron et al. 2004)."""
-    bunch = _sklearn().load_diabetes()
-    x, y = np.asarray(bunch["data"]), np.asarray(bunch["target"])
-    return Table(_standard(x), _standard(y), tuple(bunch["feature_names"]))
+    bunch: Any = _sklearn().load_diabetes()
+    return Table(_standard(bunch.data), _standard(bunch.target), tuple(bunch.feature_names))
 
 
 def digits() -> np.ndarray:
     """1,797 handwritten digits, 8 x 8 pixels, each a count from 0 to 16: `(N, 64)`."""
-    return np.asarray(_sklearn().load_digits()["data"])
+    bunch: Any = _sklearn().load_digits()
+    return bunch.data
 
 
 def _standard(x: np.ndarray) -> np.ndarray:
     return (x - x.mean(0)) / x.std(0)
 
 
-def _sklearn():
+def _sklearn() -> Any:
     try:
         from sklearn import datasets
     except ImportError as error:

@@ -154,7 +154,7 @@ def _nan_in_x() -> BadInput:
 def _column() -> BadInput:
     """y of shape (N, 1) broadcasts against the plate: N x N densities."""
     x, y = _data()
-    return BadInput(model, None, (x, y.unsqueeze(1)), ModelError, ("site 'y'", r"20"))
+    return BadInput(model, None, (x, y.unsqueeze(1)), DataError, ("site 'y'", r"20"))
 
 
 def _discrete() -> BadInput:

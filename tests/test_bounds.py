@@ -29,6 +29,7 @@ from tests.scenarios import (
     param,
     positive,
     power_mean,
+    prior_guide,
     randn,
     repeat,
 )

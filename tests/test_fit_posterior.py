@@ -99,16 +99,16 @@ class TestConvergence:
         Either the fit gets there, or it says that it did not. The truth is the normal at the mode:
         with counts of 20 to 200 the posterior is normal to a few percent of an sd.
         """
-        t = torch.linspace(-1.5, 1.5, 40)
+        t = torch.linspace(-1.67, 1.67, 40)
         design = torch.stack([t**k for k in range(4)], 1)
-        y = (design @ torch.tensor([4.3, 1.2, 0.1, -0.2])).exp().round()
+        y = (design @ torch.tensor([4.29, 1.25, 0.07, -0.23])).exp().round()
 
-        def model(t: Tensor, y: Tensor) -> None:
-            a = pyro.sample("a", dist.Uniform(-20.0, 20.0))
-            b = [pyro.sample(f"b{k}", dist.Uniform(-10.0, 10.0)) for k in (1, 2, 3)]
-            log_rate = a + sum(b[k - 1] * t**k for k in (1, 2, 3))
-            with pyro.plate("data", len(t)):
-                pyro.sample("y", dist.Poisson(log_rate.exp()), obs=y)
+        width = torch.tensor([20.0, 10.0, 10.0, 10.0])
+
+        def model(design: Tensor, y: Tensor) -> None:
+            b = pyro.sample("b", dist.Uniform(-width, width).to_event(1))
+            with pyro.plate("data", len(y)):
+                pyro.sample("y", dist.Poisson((design * b).sum(-1).exp()), obs=y)
 
         mode = torch.tensor([4.0, 0.0, 0.0, 0.0])
         for _ in range(50):  # Newton
@@ -116,13 +116,10 @@ class TestConvergence:
             precision = design.T @ (design * rate.unsqueeze(1))
             mode = mode + torch.linalg.solve(precision, design.T @ (y - rate))
         sd = torch.linalg.inv(precision).diagonal().sqrt()
-        fit = pvi.fit(model, data=(t, y), seed=0)
-        draws = fit.posterior.sample(4000, seed=1)
-        found = torch.stack([draws[name] for name in ("a", "b1", "b2", "b3")], 1)
-        close = bool(
-            ((found.mean(0) - mode).abs() < 2 * sd).all() and (found.std(0) < 2 * sd).all()
-        )
-        assert close or not fit.converged
+        fit = pvi.fit(model, data=(design, y), seed=0)
+        draws = fit.posterior.sample(4000, seed=1)["b"]
+        near = bool(((draws.mean(0) - mode).abs() < 2 * sd).all() and (draws.std(0) < 2 * sd).all())
+        assert near or not fit.converged
 
     def test_own_optimizer(self) -> None:
         y = randn(40) + 1.0

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import Literal
 
 import pyro
 import pyro.distributions as dist
@@ -223,10 +224,11 @@ def coin_elbo(raw: Tensor, alpha: float, draws: int) -> Tensor:
     return total
 
 
+@pytest.mark.parametrize("kl", ["sample", "exact"])
 @pytest.mark.parametrize("num_particles", [1, NUM])
-def test_auto_mixes_score_and_reparam(num_particles: int) -> None:
+def test_auto_mixes_score_and_reparam(num_particles: int, kl: Literal["sample", "exact"]) -> None:
     guide, copies = CoinGuide(), 2_000
-    objective = pvi.ELBO(num_particles)
+    objective = pvi.ELBO(num_particles, kl=kl)
     x = torch.tensor(X).repeat(copies)
     objective(coin_model, guide)(x)  # the first step sets the moving baseline of one particle
     mean, error = estimate(objective, coin_model, guide, x, 20)

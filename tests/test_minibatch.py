@@ -139,10 +139,7 @@ class Split:
         plates = data_plates(model, self.data, batch_size)
         check_additive(model, self.data, batch_size, plates)
         self.batches = Minibatches(model, guide, plates, self.data)
-        last = torch.arange(len(x) - batch_size, len(x))
-        self.batches.select(last)
-        self.batches.probe(*self.data.rows(last))
-        self.batches.select(None)
+        self.batches.probe(batch_size)
 
     def loss(self, objective: pvi.Objective, rows: Tensor | None = None) -> Tensor:
         """On some rows, or on all the data."""

@@ -35,6 +35,8 @@ COMBINATIONS = [
     for pair in PAIRS
     for name in CASES
     if pair in ("elbo", "mean field") or name not in ELBO_ONLY
+    # Pyro's closed form drops the log density of a Delta, which is the guide's Jacobian
+    if (pair, name) != ("mean field", "AutoMultivariateNormal")
 ]
 
 

@@ -60,11 +60,11 @@ def run(out: Path, *, seed: int = 0, quick: bool = False) -> Section:
     elbo, iwae = _bounds(vae, test, seed, 20 if quick else 100)
     text = (
         f"{LATENT} latent numbers per image, fitted to {TRAINING} images in minibatches of 100. On "
-        f"{len(test)} held-out images, per image: ELBO {elbo:.2f} nats, IWAE with 50 draws {iwae:.2f} "
-        "nats."
+        f"{len(test)} held-out images, per image: ELBO {elbo:.2f} nats, IWAE with 50 draws "
+        f"{iwae:.2f} nats."
     )
     print(f"\n{text}\n")
-    shown = pvi.Posterior(vae.model, vae.guide, test[:20])
+    shown = pvi.Posterior(vae.model, vae.guide, test[:10])
     idata = shown.to_arviz(200, seed=seed)
     section = write(
         fit, diagnosis, idata, out, title="VAE, digits", text=text, prefix="vae-", var_names=["z"]

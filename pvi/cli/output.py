@@ -32,13 +32,15 @@ def write(
     text: str,
     prefix: str = "",
     var_names: Sequence[str] | None = None,
+    forest_names: Sequence[str] | None = None,
 ) -> Section:
     """Save draws and pictures under `out`, print the summary, and describe it all for the page."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # xarray's, on how netCDF will be encoded
         idata.to_netcdf(str(out / f"{prefix}posterior.nc"))
     figures = [("Bound during training, nats", "bound.png", plot_bound(fit.history))]
-    figures.append(("Posterior: means and intervals", "forest.png", plot_forest(idata, var_names)))
+    forest = plot_forest(idata, forest_names or var_names)
+    figures.append(("Posterior: medians and intervals", "forest.png", forest))
     if _has(idata, "posterior_predictive"):
         ppc = ("Data beside draws from the posterior predictive", "ppc.png", plot_ppc(idata))
         figures.append(ppc)
@@ -56,4 +58,5 @@ def write(
 
 
 def _has(idata: Any, group: str) -> bool:
-    return group in (idata.groups() if callable(idata.groups) else list(idata.children))
+    children = getattr(idata, "children", None)
+    return group in (idata.groups() if children is None else children)

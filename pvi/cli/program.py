@@ -45,7 +45,9 @@ def load_data(path: Path, model: Callable) -> tuple[dict[str, Any], list[str]]:
     columns = _read(path)
     target = getattr(model, "forward", model)
     parameters = inspect.signature(target).parameters
-    needed = [n for n, p in parameters.items() if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
+    needed = [
+        n for n, p in parameters.items() if p.default is p.empty and p.kind < p.VAR_POSITIONAL
+    ]
     missing = [n for n in needed if n not in columns]
     if missing:
         raise UsageError(

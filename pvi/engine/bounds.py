@@ -109,6 +109,8 @@ def common_scale(terms: list[Term]) -> float | None:
     """The user's scale if it is one number for all of these terms, else `None`."""
     scales = [t.scale_p for t in terms if t.log_p is not None]
     scales += [t.scale_q for t in terms if t.log_q is not None]
+    if not scales:
+        return 1.0
     first = scales[0]
     if isinstance(first, Tensor) or any(isinstance(s, Tensor) or s != first for s in scales):
         return None

@@ -14,6 +14,8 @@ from torch.distributions import constraints
 from pvi.engine.traces import Density, Program, Site, hidden, is_delta, pair
 from pvi.errors import DataError, GuideError, ModelError
 
+MISSING = "Drop those rows, impute them, or leave those entries out with obs_mask= or poutine.mask."
+
 
 def check_finite(named: Mapping[str, Any]) -> None:
     """Refuse infinite values in the data.
@@ -99,7 +101,7 @@ def _check_missing(named: Mapping[str, Any], cause: Exception | None) -> None:
         if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any()):
             raise DataError(
                 f"argument '{name}' {_where(value.isnan(), 'NaN')}, which made the model fail. "
-                "Drop those rows, impute them, or leave them out with obs_mask= or poutine.mask."
+                f"{MISSING}"
             ) from cause
 
 
@@ -107,10 +109,8 @@ def _check_observation(site: Site, named: Mapping[str, Any]) -> None:
     p = _side(site.p)
     bad = _select(p, p.value.isnan()) if p.value.is_floating_point() else None
     if bad is not None and bool(bad.any()):
-        raise DataError(
-            f"observed site '{site.name}' {_where(bad, 'NaN')}. Drop those rows, impute them, or "
-            "leave them out with obs_mask= or poutine.mask."
-        )
+        raise DataError(f"observed site '{site.name}' {_where(bad, 'NaN')}. {MISSING}")
+    _check_shape(site.name, p)
     bad = _outside(p)
     if bad is not None and bool(bad.any()):
         raise DataError(
@@ -119,6 +119,21 @@ def _check_observation(site: Site, named: Mapping[str, Any]) -> None:
             "likelihood. Check the data's coding, or use another distribution."
         )
     _check_density(site.name, "likelihood", p, named)
+
+
+def _check_shape(name: str, p: Density) -> None:
+    """The observations must not blow up the plate's shape, as a column `(N, 1)` does."""
+    expected = p.fn.shape()
+    try:
+        together = torch.broadcast_shapes(p.value.shape, expected)
+    except RuntimeError:
+        together = None
+    if together != expected:
+        raise DataError(
+            f"observed site '{name}' has values of shape {tuple(p.value.shape)} where its plates "
+            f"and distribution have {tuple(expected)}. Reshape the data (a column of N rows needs "
+            ".squeeze(-1)), or the likelihood."
+        )
 
 
 def _check_latent(site: Site, named: Mapping[str, Any]) -> None:
@@ -136,7 +151,7 @@ def _check_latent(site: Site, named: Mapping[str, Any]) -> None:
 
 
 def _check_support(name: str, p: Density, q: Density) -> None:
-    mismatch = _is_real(q.fn) and not _is_real(p.fn) and not p.fn.support.is_discrete
+    mismatch = _covers_reals(q.fn) and not _is_real(p.fn) and not p.fn.support.is_discrete
     bad = _outside(p)
     if mismatch or (bad is not None and bool(bad.any())):
         raise GuideError(
@@ -177,15 +192,19 @@ def _select(side: Density, bad: Tensor) -> Tensor:
     return bad & mask
 
 
-def _is_real(fn: Any) -> bool:
-    """Whether a distribution surely puts mass on all of R^n."""
+def _covers_reals(fn: Any) -> bool:
+    """Whether a guide's distribution surely puts mass on all of R^n."""
     if hasattr(fn, "transforms") or is_delta(fn):  # reported too wide: only draws can tell
         return False
+    return _is_real(fn)
+
+
+def _is_real(fn: Any) -> bool:
     try:
         support = fn.support
     except NotImplementedError:
         return False
-    while isinstance(support, constraints.independent):
+    while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support in (constraints.real, constraints.real_vector)
 

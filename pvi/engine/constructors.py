@@ -19,7 +19,7 @@ def ELBO(
     Args:
         num_particles: draws averaged in one evaluation.
         kl: "sample" (Kingma and Welling 2014, estimator A) or "exact" (estimator B).
-        gradient: "auto" or "reparam".
+        gradient: "reparam", "path", "score", or "auto": pathwise where possible, else score.
         beta: weight of each KL; see `BetaELBO`.
         vectorize_particles: `None` to batch particles where the programs allow it.
 

@@ -13,7 +13,20 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from pvi.errors import DataError
 
 Key = int | str
-Batch = tuple[tuple, dict[str, Any], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arguments for some rows, and the rows' numbers; `None` for all rows in order.
+
+    Args:
+        size: how many rows the batch stands for.
+    """
+
+    args: tuple
+    kwargs: dict[str, Any]
+    indices: Tensor | None
+    size: int
 
 
 @dataclass
@@ -63,16 +76,23 @@ class Data:
     def batches(self, batch_size: int | None) -> Iterator[Batch]:
         """One pass: all rows at once in order, or shuffled full-sized batches and their indices."""
         if self.loader is not None:
-            for batch in self.loader:
-                entries = {k: as_tensor(v) for k, v in _entries(batch).items()}
-                yield *self._call(entries), torch.arange(len(next(iter(entries.values()))))
+            yield from self._loaded(self.loader)
         elif batch_size is None:
-            yield *self.whole(), None
+            yield Batch(*self.whole(), None, self.size)
         else:
             order = torch.randperm(self.size, device=self.device)
             for i in range(self.size // batch_size):
                 indices = order[i * batch_size : (i + 1) * batch_size]
-                yield *self.rows(indices), indices
+                yield Batch(*self.rows(indices), indices, self.size)
+
+    def _loaded(self, loader: DataLoader) -> Iterator[Batch]:
+        """A user's batches, so weighted that every row counts the same over an epoch."""
+        partial = not getattr(loader.batch_sampler, "drop_last", loader.drop_last)
+        for batch in loader:
+            entries = {k: as_tensor(v, self.device) for k, v in _entries(batch).items()}
+            rows = next(len(v) for v in entries.values() if is_rows(v))
+            size = rows * len(loader) if partial else self.size
+            yield Batch(*self._call(entries), torch.arange(rows, device=self.device), size)
 
     def _call(self, entries: Mapping[Key, Any]) -> tuple[tuple, dict[str, Any]]:
         positional = tuple(v for k, v in entries.items() if isinstance(k, int))
@@ -109,7 +129,7 @@ def as_tensor(value: Any, device: Any = None) -> Any:
                 f"an array of dtype {value.dtype} can't become a tensor. Encode it as numbers "
                 "first."
             )
-        value = torch.as_tensor(np.ascontiguousarray(value))
+        value = torch.as_tensor(np.require(value, requirements=["C", "W"]))
         if value.is_floating_point():
             value = value.to(torch.get_default_dtype())
     return value.to(device) if isinstance(value, Tensor) and device is not None else value

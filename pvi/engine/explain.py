@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pvi.engine.bounds import common_scale
 from pvi.engine.plan import Plan
 from pvi.engine.terms import Term, Terms
 from pvi.text import table
@@ -35,6 +36,8 @@ def explain(
         notes.append(f"weights: {plan.scope.name}")
         if plan.scope.outer:
             notes.append(f"drawn once per bound: {', '.join(sorted(plan.scope.outer))}")
+        if common_scale([t for t in terms if t.name not in plan.scope.outer]) is None:
+            notes.append("scales differ, so they stay inside the weights: not a bound")
         if alpha < 0:
             notes.append("alpha < 0: an estimate, not a bound")
     if num_particles > 1:

@@ -9,7 +9,7 @@ differentiated: REINFORCE with a leave-one-out baseline, VIMCO (Mnih and Rezende
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -87,18 +87,17 @@ def frozen(leaves: Iterable[Tensor]) -> Iterator[None]:
 
 def leaves_of(tensors: Iterable[Tensor]) -> list[Tensor]:
     """All leaves that the graphs of these tensors reach, however the program holds them."""
-    found: dict[int, Tensor] = {}
-    seen: set = set()
-    stack = [t.grad_fn for t in tensors if t.grad_fn is not None]
-    found.update({id(t): t for t in tensors if t.is_leaf and t.requires_grad})
+    tensors = list(tensors)
+    found = {id(t): t for t in tensors if t.is_leaf and t.requires_grad}
+    stack: list[Any] = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    seen = set(stack)
     while stack:
         node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
+        if hasattr(node, "variable"):  # where a leaf's gradient accumulates
             found[id(node.variable)] = node.variable
-        stack += [parent for parent, _ in node.next_functions if parent is not None]
+        parents = {parent for parent, _ in node.next_functions if parent is not None} - seen
+        seen |= parents
+        stack += parents
     return list(found.values())
 
 

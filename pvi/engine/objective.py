@@ -3,6 +3,7 @@
 `ELBO`, `TraceMeanFieldELBO`, `BetaELBO`, `IWAE` and `RenyiELBO` are constructors of `Objective`.
 """
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -75,7 +76,7 @@ class Objective(PyroELBO):
     alpha: float = 1.0
     kl: Literal["sample", "exact"] = "sample"
     gradient: Gradient = "auto"
-    beta: Beta = 1.0
+    beta: Beta = field(default=1.0, hash=False)
     bound_scope: Literal["auto", "per_datum", "joint"] = "auto"
     num_outer: int = 1
     vectorize_particles: bool | None = None
@@ -89,6 +90,8 @@ class Objective(PyroELBO):
         _check_choice("kl", self.kl, ("sample", "exact"))
         _check_choice("gradient", self.gradient, ("auto", "reparam", "path", "score"))
         _check_choice("bound", self.bound_scope, ("auto", "per_datum", "joint"))
+        if not math.isfinite(self.alpha):
+            raise ObjectiveError(f"alpha must be a finite number, got {self.alpha!r}")
         if self.kl == "exact" and self.alpha != 1.0:
             raise ObjectiveError(
                 f"kl='exact' is a form of the ELBO (alpha = 1), got alpha = {self.alpha}: the "
@@ -169,6 +172,12 @@ class Objective(PyroELBO):
     def _get_trace(self, model: Program, guide: Program, args: tuple, kwargs: Mapping) -> Any:
         guide_trace = run(guide, args, kwargs)
         return run(model, args, kwargs, guide_trace), guide_trace
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every KL has weight 1, so that the target is the model's own posterior."""
+        weights = self.beta.values() if isinstance(self.beta, Mapping) else [self.beta]
+        return all(weight == 1.0 for weight in weights)
 
     # Inside.
 

@@ -2,21 +2,23 @@
 weighted together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pvi.engine.bounds import Scope
-from pvi.engine.terms import Terms, make_terms
+from pvi.engine.bounds import Scope, fold
+from pvi.engine.terms import Term, Terms, make_terms
 from pvi.engine.traces import (
     Program,
     hidden,
     nesting_of,
     pair,
     particles,
+    plates_of,
+    replaced,
     run,
     run_hidden,
     sample_nodes,
@@ -65,38 +67,72 @@ def make_plan(model: Program, guide: Program, args: tuple, kwargs: Mapping, boun
 
 def _scope(terms: Terms) -> Scope:
     """The plates over which the weights can factorise, by looking at where the sites stand."""
+    plates = {t.name: frozenset(p.name for p in t.plates if p.dim is not None) for t in terms}
     random = [t for t in terms if t.kind != "likelihood"]
-    observed = {p.name for t in terms if t.kind == "likelihood" for p in t.plates}
-    local = [t for t in random if any(p.name in observed for p in t.plates)]
-    if not local:
-        return Scope()
-    shared = (
-        frozenset.intersection(*(frozenset(p.name for p in t.plates) for t in local)) & observed
-    )
-    if not shared:
-        return Scope()
-    inner = {t.name for t in terms if shared <= {p.name for p in t.plates}}
-    outer = frozenset(t.name for t in terms if t.name not in inner)
-    if any(t.kind == "auxiliary" for t in terms if t.name in outer):
-        return Scope()
-    return Scope(shared, outer)
+    observed = frozenset().union(*(plates[t.name] for t in terms if t.kind == "likelihood"))
+    local = [plates[t.name] for t in random if plates[t.name] & observed]
+    shared = frozenset.intersection(observed, *local) if local else frozenset()
+    inner = {t.name for t in terms if shared and shared <= plates[t.name]}
+    drawn = {t.name for t in random if not t.point}
+    if not inner or (drawn and not drawn & inner):
+        return Scope()  # nothing is drawn inside: points that restate one joint draw, for example
+    return Scope(shared, frozenset(t.name for t in terms if t.name not in inner))
 
 
 def _factorizes(
     model: Program, guide: Program, args: tuple, kwargs: Mapping, guide_trace: Any, scope: Scope
 ) -> bool:
-    """Whether the outer terms stay the same when the inner latents are drawn again."""
+    """Whether every element of the scope's plates depends on its own inner draws only.
+
+    Draw twice, then take the first draw for some elements and the second for the others: terms
+    must be those of the element's own draw, and outer terms must not change at all.
+    """
     given = subset(guide_trace, scope.outer)
-    runs = []
+
+    def terms_of(values: Any) -> tuple[Any, Terms]:
+        drawn = run(guide, args, kwargs, values)
+        return drawn, make_terms(pair(drawn, run(model, args, kwargs, drawn)), {}, 1, None)
+
     with hidden():
-        for _ in range(2):
-            guide_run = run(guide, args, kwargs, given)
-            model_run = run(model, args, kwargs, guide_run)
-            runs.append(make_terms(pair(guide_run, model_run), {}, 1, None))
-    return all(
-        torch.equal(runs[0][name].per_particle(), runs[1][name].per_particle())
-        for name in scope.outer
-    )
+        (one, first), (two, second) = terms_of(given), terms_of(given)
+        _, mixed = terms_of(_mixed(one, two, scope))
+    for term in mixed:
+        a, b, m = (_elements(t[term.name], scope) for t in (first, second, mixed))
+        if term.name in scope.outer:
+            same = torch.equal(a, b) and torch.equal(a, m)
+        else:
+            rows = _alternate(m.shape, range(1 - m.dim(), 0), m.device)
+            same = bool(torch.isclose(m, torch.where(rows, a, b), equal_nan=True).all())
+        if not same:
+            return False
+    return True
+
+
+def _mixed(one: Any, two: Any, scope: Scope) -> Any:
+    """A trace whose inner draws come from `one` and `two` in turn along the scope's plates."""
+    values = {}
+    for name, node in sample_nodes(one).items():
+        dims = [p.dim for p in plates_of(node) if p.name in scope.plates and p.dim is not None]
+        if name in scope.outer or not dims or node["is_observed"]:
+            continue
+        a, b = node["value"], two.nodes[name]["value"]
+        shift = node["fn"].event_dim
+        rows = _alternate(a.shape, [d - shift for d in dims], a.device)
+        values[name] = torch.where(rows, a, b)
+    return replaced(one, values)
+
+
+def _alternate(shape: torch.Size, dims: Iterable[int], device: Any) -> Tensor:
+    """A checkerboard over some dimensions of a shape: true where the indices' sum is even."""
+    total = torch.zeros((), dtype=torch.long, device=device)
+    for dim in dims:
+        index = torch.arange(shape[dim], device=device)
+        total = total + index.reshape(-1, *[1] * (-1 - dim))
+    return total % 2 == 0
+
+
+def _elements(term: Term, scope: Scope) -> Tensor:
+    return fold(term.log_ratio(), term, scope)
 
 
 def why_not_vectorized(

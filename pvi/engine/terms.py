@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pvi.engine.traces import Density, Plate, Scale, Site
+from pvi.engine.traces import Density, Plate, Scale, Site, is_delta
 
 Kind = Literal["likelihood", "latent", "auxiliary"]
 
@@ -26,6 +26,7 @@ class Term:
         kl: the exact, already scaled divergence where one was used, else `None`.
         scale_p, scale_q: the user's `poutine.scale` on either side.
         how: how its divergence is computed: "exact", "sample", or why it fell back to sampling.
+        reparameterized, point: whether the guide's draw can be differentiated, or is a Delta.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Term:
     scale_q: Scale
     how: str
     reparameterized: bool
+    point: bool = False
 
     def log_ratio(self, weight: float | Tensor = 1.0, *, scaled: bool = True) -> Tensor:
         """Its addend to the log weight, `(K, *batch)`, with its KL times `weight` (beta).
@@ -133,8 +135,10 @@ def _term(site: Site, how: str, lead) -> Term:
     if kind == "latent" and how == "exact":
         kl = exact_kl(site)
         how = "sample: no closed form" if kl is None else "exact"
+    reparameterized = site.q is None or bool(getattr(site.q.fn, "has_rsample", False))
     log_p = None if site.p is None or kl is not None else lead(site.p.log_prob())
-    log_q = None if site.q is None or kl is not None else lead(site.q.log_prob())
+    density = site.q is not None and (kl is None or not reparameterized)  # scores need it
+    log_q = lead(site.q.log_prob()) if density and site.q is not None else None
     return Term(
         name=site.name,
         kind=kind,
@@ -146,7 +150,8 @@ def _term(site: Site, how: str, lead) -> Term:
         scale_p=1.0 if site.p is None else site.p.scale,
         scale_q=1.0 if site.q is None else site.q.scale,
         how="" if kind == "likelihood" else how if kind == "latent" else "sample",
-        reparameterized=site.q is None or bool(getattr(site.q.fn, "has_rsample", False)),
+        reparameterized=reparameterized,
+        point=site.q is not None and is_delta(site.q.fn),
     )
 
 
@@ -157,7 +162,7 @@ def exact_kl(site: Site) -> Tensor | None:
     $s_q E_q \\log q - s_p E_q \\log p = s_p KL(q \\| p) + (s_p - s_q) H(q)$.
     """
     p, q = site.p, site.q
-    if p is None or q is None:
+    if p is None or q is None or is_delta(q.fn):  # the closed form drops a Delta's log_density
         return None
     try:
         kl = kl_divergence(q.fn, p.fn)

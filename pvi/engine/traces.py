@@ -268,4 +268,18 @@ def _density(node: Mapping) -> Density:
     scale = node["scale"] / subsample
     if not isinstance(scale, Tensor) and math.isclose(scale, 1.0, rel_tol=1e-12):
         scale = 1.0
-    return Density(node["fn"], node["value"], scale, node["mask"])
+    return Density(node["fn"], _filled(node), scale, node["mask"])
+
+
+def _filled(node: Mapping) -> Tensor:
+    """The value, with something valid where a masked-out observation is NaN.
+
+    Its log density is dropped, but NaN would still reach the gradient of the parameters.
+    """
+    value, mask, fn = node["value"], node["mask"], node["fn"]
+    masked_data = node["is_observed"] and isinstance(mask, Tensor) and value.is_floating_point()
+    if not masked_data or not bool(value.isnan().any()):
+        return value
+    with preserved_rng(), torch.no_grad():
+        valid = fn.sample().expand(fn.shape())
+    return torch.where(mask.reshape(mask.shape + (1,) * fn.event_dim), value, valid)

@@ -6,11 +6,10 @@ from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pvi.engine import ELBO, Objective
 from pvi.engine.checks import check, check_finite
-from pvi.engine.data import Data, as_data
+from pvi.engine.data import Batch, Data, as_data
 from pvi.engine.objective import Evaluation
 from pvi.engine.params import Params
 from pvi.engine.traces import Program, preserved_rng
@@ -23,6 +22,7 @@ from pvi.fit.schedule import Schedule
 from pvi.guides import MeanField
 from pvi.posterior import Posterior
 
+TEMPERED = "KL weights other than 1 make the guide aim at a tempered posterior, not this one"
 PATIENCE = 20  # steps in a row without a finite gradient
 
 
@@ -133,7 +133,7 @@ class _Trainer:
         with self.params.scope():
             check(model, guide, *data.whole(), data.named())
         self.batch_size = _batch_size(batch_size, data)
-        self.batched = self._minibatches(plate) if self.batch_size else None
+        self.batched = self._minibatches(plate, self.batch_size) if self.batch_size else None
         self.history = History()
 
     @property
@@ -142,19 +142,14 @@ class _Trainer:
             return len(self.data.loader)
         return self.data.size // self.batch_size if self.batch_size else 1
 
-    def _minibatches(self, plate: str | Sequence[str] | None) -> Minibatches:
-        size, batch = self.data.size, self.batch_size or 0
+    def _minibatches(self, plate: str | Sequence[str] | None, batch_size: int) -> Minibatches:
+        named = [plate] if isinstance(plate, str) else plate
         with self.params.scope():
+            plates = data_plates(self.model, self.data, batch_size, named)
             if plate is None:
-                plates = data_plates(self.model, self.data, batch)
-                check_additive(self.model, self.data, batch, plates)
-            else:
-                plates = frozenset([plate] if isinstance(plate, str) else plate)
+                check_additive(self.model, self.data, batch_size, plates)
             batched = Minibatches(self.model, self.guide, plates, self.data)
-            last = torch.arange(size - batch, size, device=self.data.device)
-            batched.select(last)
-            batched.probe(*self.data.rows(last))
-            batched.select(None)
+            batched.probe(batch_size)
         return batched
 
     def train(self, schedule: Schedule, bar: Progress, seed: int | None, device: Any) -> Fit:
@@ -181,8 +176,8 @@ class _Trainer:
         optimizer = schedule.optimizer(self.params)
         step, failures = 0, 0
         while True:
-            for args, kwargs, indices in self.data.batches(self.batch_size):
-                value, grad_norm = self._gradient(schedule, optimizer, args, kwargs, indices)
+            for batch in self.data.batches(self.batch_size):
+                value, grad_norm = self._gradient(schedule, optimizer, batch)
                 bound, loss = float(value.bound), float(value.loss.detach())
                 if math.isfinite(loss) and math.isfinite(grad_norm):
                     optimizer.step()
@@ -205,17 +200,15 @@ class _Trainer:
         self,
         schedule: Schedule,
         optimizer: torch.optim.Optimizer,
-        args: tuple,
-        kwargs: Mapping,
-        indices: Tensor | None,
+        batch: Batch,
     ) -> tuple[Evaluation, float]:
         """Loss and gradient on one batch; parameters that appear only now are trained too."""
         programs = self.batched or self
         if self.batched:
-            self.batched.select(indices)
+            self.batched.select(batch.indices, batch.size)
         optimizer.zero_grad()
         known = self.params.created()
-        value = self.objective.evaluate(programs.model, programs.guide, args, kwargs)
+        value = self.objective.evaluate(programs.model, programs.guide, batch.args, batch.kwargs)
         if self.params.created() != known:
             self.params.sync()
             self._adopt(schedule, optimizer)
@@ -234,7 +227,13 @@ class _Trainer:
 
     def _result(self, reason: str, seed: int | None, device: Any) -> Fit:
         posterior = Posterior(
-            self.model, self.guide, self.data, params=self.params, device=device, checked=True
+            self.model,
+            self.guide,
+            self.data,
+            params=self.params,
+            device=device,
+            checked=True,
+            caveats=() if self.objective.is_plain else (TEMPERED,),
         )
         return Fit(
             model=self.model,
@@ -261,12 +260,13 @@ def _not_finite(step: int, value: Evaluation) -> str:
 
 
 def _batch_size(batch_size: int | None, data: Data) -> int | None:
+    """Rows in a batch; `None` for the whole, which is never shuffled."""
     if data.loader is not None:
-        batch_size = data.loader.batch_size
+        return data.loader.batch_size or getattr(data.loader.batch_sampler, "batch_size", None) or 1
     if batch_size is None:
         return None
     if not isinstance(batch_size, int) or batch_size < 1:
         raise DataError(f"batch_size must be a whole number >= 1, got {batch_size!r}")
     if data.size == 0:
         raise DataError("batch_size needs rows: pass the data as data=, not inside the model")
-    return batch_size if batch_size < data.size else None  # a whole batch is never shuffled
+    return batch_size if batch_size < data.size else None

@@ -1,6 +1,6 @@
 """Find the plates that follow the batch, and check that the model really is a sum over rows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -27,17 +27,23 @@ ROW_FREE = {  # Pyro's guides with one joint distribution over the latents of al
 }
 
 
-def data_plates(model: Program, data: Data, batch_size: int) -> frozenset[str]:
+def data_plates(
+    model: Program, data: Data, batch_size: int, named: Iterable[str] | None = None
+) -> frozenset[str]:
     """Names of the plates whose size follows the batch's length, by tracing two lengths.
 
-    Empty if the model subsamples by itself (`pyro.plate(name, size=N, subsample=idx)`).
+    Args:
+        named: the user's word for it, which only has to name plates that do follow.
+
+    Returns:
+        The names; none if the model subsamples by itself (`pyro.plate(name, N, subsample=idx)`).
 
     Raises:
         ModelError: no plate follows the batch, one follows it without being the batch, a site
             changes shape outside any plate, or sites come and go.
     """
-    n1 = max(batch_size, 2)
-    n2 = max(n1 // 2, 1)
+    n1 = _probe_size(data, batch_size)
+    n2 = n1 // 2
     first, second = (_nodes(model, data, torch.arange(n)) for n in (n1, n2))
     if first.keys() != second.keys():
         raise ModelError(
@@ -48,6 +54,8 @@ def data_plates(model: Program, data: Data, batch_size: int) -> frozenset[str]:
     one, two = plate_frames(first), plate_frames(second)
     follow = {p for p in one if one[p][:2] == (n1, n1) and two.get(p, (0, 0))[:2] == (n2, n2)}
     native = {p for p in one if p not in follow and one[p][1] == two[p][1] != one[p][0]}
+    if named is not None:
+        return _named_plates(frozenset(named), follow, sorted(one))
     _check_odd(one, two, follow | native)
     _check_naked(first, second, follow | native)
     for name, node in first.items():
@@ -63,6 +71,21 @@ def data_plates(model: Program, data: Data, batch_size: int) -> frozenset[str]:
             f"`with pyro.plate(name, len(x))`. The plates are {sorted(one) or 'none'}."
         )
     return frozenset(follow)
+
+
+def _named_plates(named: frozenset[str], follow: set[str], known: list[str]) -> frozenset[str]:
+    for name in sorted(named - follow):
+        what = "does not follow the batch's length" if name in known else "does not exist"
+        raise ModelError(
+            f"plate='{name}' {what}. The plates that follow it are {sorted(follow) or 'none'}, the "
+            f"others {[p for p in known if p not in follow] or 'none'}."
+        )
+    return named
+
+
+def _probe_size(data: Data, batch_size: int) -> int:
+    """Rows to try the model on: a batch, but enough for halves that are not trivial."""
+    return min(data.size, max(batch_size, 8))
 
 
 def _check_odd(one: Mapping, two: Mapping, known: set[str]) -> None:
@@ -92,7 +115,7 @@ def check_additive(model: Program, data: Data, batch_size: int, plates: frozense
     Raises:
         ModelError: naming the site that does not, as with `x.mean()` or `1 / len(x)` in the model.
     """
-    n = max(batch_size, 2)
+    n = _probe_size(data, batch_size)
     whole = _nodes(model, data, torch.arange(n), seed=1)
     again = _nodes(model, data, torch.arange(n), given=whole, seed=2)
     if any(not torch.equal(_total(whole[k])[0], _total(again[k])[0]) for k in whole):
@@ -158,32 +181,53 @@ def _total(node: Mapping) -> tuple[Tensor, Tensor]:
 
 
 class Minibatches:
-    """Model and guide wrapped for minibatches of some plates; `select(indices)` before each call.
+    """Model and guide wrapped for minibatches of some plates; `select(batch)` before each call.
 
     The guide must have its parameters already, with one row for every row of the data.
     """
 
     def __init__(self, model: Program, guide: Program, plates: frozenset[str], data: Data):
         numbered = data.loader is None  # a DataLoader does not tell which rows it gives
-        size = data.size
-        self._handlers = [Minibatch(plates, size, feed=feed) for feed in (False, numbered)]
-        self._guide, self._plates, self._size = guide, plates, size
+        self._handlers = [Minibatch(plates, data.size, feed=feed) for feed in (False, numbered)]
+        self._guide, self._plates, self._data = guide, plates, data
         self.model = self._handlers[0](model)
         self.guide = self._handlers[1](guide)
         _check_rows(guide, plates, numbered)
 
-    def select(self, indices: Tensor | None) -> None:
-        """Use these rows in the next call; `None` stands for all."""
+    def select(self, indices: Tensor | None, size: int | None = None) -> None:
+        """Use these rows in the next call, standing for `size` rows; `None` stands for all."""
         for handler in self._handlers:
-            handler.indices = indices
-        _resize(self._guide, self._plates, self._size if indices is None else len(indices))
+            handler.indices, handler.size = indices, size or self._data.size
+        _resize(self._guide, self._plates, self._data.size if indices is None else len(indices))
 
-    def probe(self, args: tuple, kwargs: Mapping) -> None:
-        """Does the guide want row numbers of the data (`loc[i]`) or of the batch (`x[i]`)?"""
+    def probe(self, batch_size: int) -> None:
+        """Does the guide want row numbers of the data (`loc[i]`) or of the batch (`x[i]`)?
+
+        Raises:
+            GuideError: it seems to want both.
+        """
+        size = self._data.size
+        last = torch.arange(size - min(batch_size, size), size, device=self._data.device)
+        args, kwargs = self._data.rows(last)
+        self.select(last)
         try:
             run_hidden(self.guide, args, kwargs)
         except IndexError:
             self._handlers[1].feed = False
+            self._check_own_rows(run_hidden(self.guide, args, kwargs))
+        finally:
+            self.select(None)
+
+    def _check_own_rows(self, trace: Any) -> None:
+        for name, node in trace.nodes.items():
+            unread = node["type"] == "param" and node["kwargs"].get("event_dim") is None
+            if unread and "$$$" not in name and self._data.size in node["value"].shape:
+                raise GuideError(
+                    f"the guide indexes the batch with its plate's numbers, but its parameter "
+                    f"'{name}' has {self._data.size} rows, one for each row of the data, which "
+                    "need the data's numbers. Give pyro.param an event_dim= and use it without "
+                    "index inside the plate; the batch needs no index either."
+                )
 
 
 def _check_rows(guide: Program, plates: frozenset[str], numbered: bool) -> None:

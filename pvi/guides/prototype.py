@@ -83,7 +83,13 @@ def latents(model: Program, init_loc_fn: InitLoc, args: tuple, kwargs: Mapping) 
         ModelError: the model has no latent site.
         GuideError: a latent site is discrete, or its start is not a finite point of its support.
     """
-    trace = run_hidden(InitMessenger(init_loc_fn)(model), args, kwargs)
+
+    def start(site: Mapping) -> Tensor:
+        if site["fn"].support.is_discrete:
+            return site["fn"].sample()  # refused below, by name
+        return init_loc_fn(site)
+
+    trace = run_hidden(InitMessenger(start)(model), args, kwargs)
     found = [
         _latent(name, node) for name, node in sample_nodes(trace).items() if not node["is_observed"]
     ]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, variance
+from statistics import median
 
 FLOOR = 1e-3  # the last learning rate, as a share of the first
 
@@ -26,12 +26,19 @@ def still_rising(bounds: Sequence[float]) -> str:
     tenth = len(bounds) // 10
     if tenth < 5:
         return f"{len(bounds)} steps are too few to tell whether the bound was level"
-    last, before = bounds[-tenth:], bounds[-2 * tenth : -tenth]
-    rise = fmean(last) - fmean(before)
-    error = math.sqrt((variance(last) + variance(before)) / tenth)
-    if rise <= 3.0 * error:
+    last, last_square = _center(bounds[-tenth:])
+    before, before_square = _center(bounds[-2 * tenth : -tenth])
+    rise = last - before
+    if rise <= 3.0 * math.sqrt(last_square + before_square):
         return ""
     return f"the bound still rose by {rise:.2g} nats over the last {tenth} steps"
+
+
+def _center(values: Sequence[float]) -> tuple[float, float]:
+    """Median and its squared standard error (by the median deviation: bounds have heavy tails)."""
+    center = median(values)
+    sd = 1.4826 * median(abs(v - center) for v in values)
+    return center, 0.5 * math.pi * sd**2 / len(values)
 
 
 @dataclass
@@ -53,19 +60,18 @@ class Plateau:
     factor: float = 1.0
     converged: bool = False
     _values: list[float] = field(default_factory=list)
-    _best: tuple[float, float] | None = None  # mean and squared standard error
+    _best: tuple[float, float] | None = None  # median and squared standard error
 
     def update(self, bound: float) -> float:
         """Take one step's bound; return the factor for the next step."""
         self._values.append(bound)
         if len(self._values) == self.length:
-            mean = fmean(self._values)
-            square = variance(self._values) / self.length
+            center, square = _center(self._values)
             self._values = []
-            if self._best and mean - self._best[0] < 2.0 * math.sqrt(square + self._best[1]):
+            if self._best and center - self._best[0] < 2.0 * math.sqrt(square + self._best[1]):
                 self._lower()
-            elif self._best is None or mean > self._best[0]:
-                self._best = mean, square
+            elif self._best is None or center > self._best[0]:
+                self._best = center, square
         return self.factor
 
     def _lower(self) -> None:

@@ -2,6 +2,6 @@
 
 from pvi.plots.bound import plot_bound
 from pvi.plots.images import plot_images
-from pvi.plots.posterior import plot_forest, plot_ppc
+from pvi.plots.posterior import plot_forest, plot_ppc, scale_groups
 
-__all__ = ["plot_bound", "plot_forest", "plot_images", "plot_ppc"]
+__all__ = ["plot_bound", "plot_forest", "plot_images", "plot_ppc", "scale_groups"]

@@ -1,12 +1,12 @@
 """A posterior and its predictions, drawn by arviz."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pvi.errors import PviError
-from pvi.plots import drawing
+from pvi.plots import arviz_api
 from pvi.plots.figures import tidy
 
 if TYPE_CHECKING:
@@ -19,26 +19,46 @@ def plot_forest(idata: Any, var_names: Sequence[str] | None = None) -> "Figure":
     """Median, 50 % and 94 % intervals of every value of the latent sites.
 
     Args:
-        idata: from `to_arviz`.
+        idata: from `to_arviz`; or a dict from a name to it, to compare posteriors of one model.
         var_names: the sites to draw; without it, all of at most 60 values.
     """
-    posterior = _group(idata, "posterior")
-    sizes = {str(name): v[0, 0].size for name, v in posterior.data_vars.items()}
-    names = list(var_names or [name for name, size in sizes.items() if size <= MAX_ROWS])
-    unknown = [name for name in names if name not in sizes]
-    if unknown or not names:
-        got = f"{unknown}" if unknown else f"none, and all have more than {MAX_ROWS} values"
-        raise PviError(f"var_names: expected some of {list(sizes)}, got {got}")
-    rows = _rows(posterior, names)
-    axes = drawing.forest(rows, width=7.0, height=1.0 + 0.24 * len(rows))
+    many = dict(idata) if isinstance(idata, dict) else {"": idata}
+    posteriors = {label: _group(each, "posterior") for label, each in many.items()}
+    names = _names(next(iter(posteriors.values())), var_names)
+    models = {label: _rows(posterior, names) for label, posterior in posteriors.items()}
+    count = len(next(iter(models.values())))
+    height = 1.0 + (0.24 if len(models) == 1 else 0.2 * len(models)) * count
+    axes = arviz_api.forest(models, width=7.0, height=height)
     axes.set_title("")
     axes.set_xlabel("value (median, 50 % and 94 % interval)")
-    axes.axvline(0.0, color="grey", linewidth=0.8, zorder=0) if _spans_zero(axes) else None
+    low, high = axes.get_xlim()
+    if low < 0.0 < high:
+        axes.axvline(0.0, color="grey", linewidth=0.8, zorder=0)
     axes.grid(visible=True, axis="x", alpha=0.25)
     tidy(axes, "left")
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+    figure: Any = axes.get_figure(root=True)
+    if len(models) > 1:
+        _legend(figure, dict(zip(models, arviz_api.COLORS, strict=False)))
     return figure
+
+
+def scale_groups(idata: Any, var_names: Sequence[str] | None = None) -> list[list[str]]:
+    """Sites in groups that one axis can show: within a factor of 10 of the largest in size.
+
+    Args:
+        idata, var_names: as for `plot_forest`.
+    """
+    posterior = _group(idata, "posterior")
+    names = _names(posterior, var_names)
+    sizes = {name: float(np.abs(posterior[name]).quantile(0.97)) for name in names}
+    groups: list[list[str]] = []
+    largest = np.inf
+    for name in sorted(names, key=lambda name: -sizes[name]):
+        if not groups or sizes[name] < largest / 10.0:
+            groups.append([])
+            largest = sizes[name]
+        groups[-1].append(name)
+    return [sorted(group, key=names.index) for group in groups]
 
 
 def plot_ppc(idata: Any, num_draws: int = 50) -> "Figure":
@@ -54,7 +74,7 @@ def plot_ppc(idata: Any, num_draws: int = 50) -> "Figure":
         data[names].assign({name: data[name].astype(int) for name in whole})
         for data in (predictive, observed)
     )
-    figure, panels = drawing.ppc(predictive, observed, count)
+    figure, panels = arviz_api.ppc(predictive, observed, count)
     for name, axes in panels.items():
         axes.set_title("")
         axes.set_xlabel(str(name))
@@ -62,10 +82,26 @@ def plot_ppc(idata: Any, num_draws: int = 50) -> "Figure":
         axes.set_yticks([])
         axes.set_ylim(bottom=0.0)
         tidy(axes)
-    lines = [drawing.legend_line(color) for color in (drawing.OBSERVED, drawing.PREDICTED)]
-    labels = ["observed", f"{count:,} draws of the predictive"]
-    figure.legend(lines, labels, loc="outside upper center", ncols=2, frameon=False)
+    draws = f"{count:,} draws of the predictive"
+    _legend(figure, {"observed": arviz_api.OBSERVED, draws: arviz_api.PREDICTED})
     return figure
+
+
+def _legend(figure: "Figure", colors: Mapping[str, str]) -> None:
+    """A legend above the axes, from label to colour."""
+    lines = [arviz_api.legend_line(color) for color in colors.values()]
+    figure.legend(lines, list(colors), loc="outside upper center", ncols=len(lines), frameon=False)
+
+
+def _names(posterior: Any, var_names: Sequence[str] | None) -> list[str]:
+    """The sites to draw: those asked for, else all that are small enough."""
+    sizes = {str(name): v[0, 0].size for name, v in posterior.data_vars.items()}
+    names = list(var_names or [name for name, size in sizes.items() if size <= MAX_ROWS])
+    unknown = [name for name in names if name not in sizes]
+    if unknown or not names:
+        got = f"{unknown}" if unknown else f"none, and all have more than {MAX_ROWS} values"
+        raise PviError(f"var_names: expected some of {list(sizes)}, got {got}")
+    return names
 
 
 def _group(idata: Any, name: str) -> Any:
@@ -94,8 +130,3 @@ def _rows(posterior: Any, names: Sequence[str]) -> Any:
 
 def _is_whole(values: Any) -> bool:
     return bool((values == np.round(values)).all())
-
-
-def _spans_zero(axes: Any) -> bool:
-    low, high = axes.get_xlim()
-    return low < 0.0 < high

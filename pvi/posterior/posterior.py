@@ -43,10 +43,12 @@ class Posterior:
         params: Params | None = None,
         device: Any = None,
         checked: bool = False,
+        caveats: tuple[str, ...] = (),
     ):
         self.model, self.guide = model, guide
         self.data = data if isinstance(data, Data) else as_data(data, args, kwargs, model)
         self._device = device
+        self._caveats = caveats
         self._params = params or _copy_of_store(model, guide)
         if not checked:
             check_finite(self.data.named())
@@ -116,7 +118,8 @@ class Posterior:
         points = not any(
             site.p is None for site in sites
         )  # else a Delta restates an auxiliary site
-        reasons = [
+        reasons = list(self._caveats)
+        reasons += [
             f"the guide is a point (Delta) at site '{site.name}'"
             for site in sites
             if points and site.q is not None and is_delta(site.q.fn)

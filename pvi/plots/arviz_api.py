@@ -1,6 +1,8 @@
 """The two arviz APIs behind one: 0.x draws on axes of ours, 1.x makes its own figure."""
 
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pvi.plots.figures import check_matplotlib, new_figure
@@ -12,21 +14,37 @@ if TYPE_CHECKING:
 
 PROBABILITY = 0.94
 OBSERVED, PREDICTED = "black", "C0"
+COLORS = tuple(f"C{i}" for i in range(10))  # of models side by side: both versions' own order
 FAINT = 0.25
 PANEL = (4.5, 3.2)  # inches
 
 
-def forest(rows: Any, *, width: float, height: float) -> "Axes":
-    """Intervals of each variable of a dataset `(chain, draw)`: the axes that hold the values."""
-    import arviz
+def forest(models: Mapping[str, Any], *, width: float, height: float) -> "Axes":
+    """Intervals of each variable of datasets `(chain, draw)`: the axes that hold the values.
 
-    if is_old(arviz):
+    Args:
+        models: name -> dataset; they share rows and differ by colour (`COLORS`).
+    """
+    arviz = _arviz()
+    names = list(dict.fromkeys(str(name) for rows in models.values() for name in rows.data_vars))
+    if _is_old(arviz):
         axes = new_figure(width, height).subplots()
-        arviz.plot_forest(rows, combined=True, hdi_prob=PROBABILITY, ax=axes, textsize=10)
+        arviz.plot_forest(
+            list(models.values()),
+            model_names=list(models),
+            var_names=names,
+            combined=True,
+            hdi_prob=PROBABILITY,
+            colors=list(COLORS[: len(models)]),
+            legend=False,
+            ax=axes,
+            textsize=10,
+        )
         return axes
-    check_matplotlib()
+    trees = {name: _tree(posterior=rows) for name, rows in models.items()}
     collection = arviz.plot_forest(
-        _tree(posterior=rows),
+        trees if len(trees) > 1 else next(iter(trees.values())),
+        var_names=names,
         combined=True,
         point_estimate="median",
         ci_kind="hdi",
@@ -40,29 +58,28 @@ def forest(rows: Any, *, width: float, height: float) -> "Axes":
 
 def ppc(predictive: Any, observed: Any, num_draws: int) -> tuple["Figure", dict[str, "Axes"]]:
     """Distributions of the observed and the predicted values: the figure, and axes by site."""
-    import arviz
-
+    arviz = _arviz()
     names = [str(name) for name in observed.data_vars]
     tree = _tree(posterior_predictive=predictive, observed_data=observed)
     width, height = PANEL[0] * len(names), PANEL[1]
-    if is_old(arviz):
+    if _is_old(arviz):
         figure = new_figure(width, height)
         panels = figure.subplots(1, len(names), squeeze=False)[0]
-        arviz.plot_ppc(
-            arviz.InferenceData.from_datatree(tree),
-            num_pp_samples=num_draws,
-            random_seed=0,
-            mean=False,
-            legend=False,
-            alpha=FAINT,
-            colors=[PREDICTED, OBSERVED, PREDICTED],
-            ax=panels,
-            textsize=10,
-        )
+        with _quiet():
+            arviz.plot_ppc(
+                arviz.InferenceData.from_datatree(tree),
+                num_pp_samples=num_draws,
+                random_seed=0,
+                mean=False,
+                legend=False,
+                alpha=FAINT,
+                colors=[PREDICTED, OBSERVED, PREDICTED],
+                ax=panels,
+                textsize=10,
+            )
         return figure, dict(zip(names, panels, strict=True))
     check_matplotlib()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(binary|discrete).*")
+    with _quiet():
         collection = arviz.plot_ppc_dist(
             tree,
             num_samples=num_draws,
@@ -83,8 +100,24 @@ def legend_line(color: str) -> "Line2D":
     return Line2D([], [], color=color)
 
 
-def is_old(arviz: Any) -> bool:
+def _arviz() -> Any:  # untyped: each version lacks what the other has
+    check_matplotlib()
+    import arviz
+
+    return arviz
+
+
+def _is_old(arviz: Any) -> bool:
     return arviz.__version__.startswith("0.")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without arviz 0.x's use of old matplotlib, and 1.x's advice on discrete data."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Passing a dict or None as alias_mapping")
+        warnings.filterwarnings("ignore", message=".*(binary|discrete).*")
+        yield
 
 
 def _tree(**groups: Any) -> Any:

@@ -1,0 +1,142 @@
+"""The commands leave what they promise, and say in one message what is wrong with their input."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from pvi.cli import app
+from pvi.cli.program import make_objective
+
+MODEL = """
+import pyro
+import pyro.distributions as dist
+from pyro.infer.autoguide import AutoNormal
+import torch
+
+def line(x, y=None):
+    a = pyro.sample("a", dist.Normal(0.0, 5.0))
+    b = pyro.sample("b", dist.Normal(0.0, 5.0))
+    with pyro.plate("row", len(x)):
+        pyro.sample("y", dist.Normal(a + b * x, 0.5), obs=y)
+
+def point(x, y=None):
+    pyro.sample("a", dist.Normal(pyro.param("a_loc", torch.tensor(0.0)), 0.1))
+    pyro.sample("b", dist.Normal(pyro.param("b_loc", torch.tensor(0.0)), 0.1))
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A model and a table with one column too many: y = 1 + 2 x + noise."""
+    (tmp_path / "model.py").write_text(MODEL)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=60)
+    y = 1 + 2 * x + 0.5 * rng.normal(size=60)
+    rows = "\n".join(f"{a},{b},spam" for a, b in zip(x, y, strict=True))
+    (tmp_path / "table.csv").write_text(f"x,y,note\n{rows}\n")
+    np.savez(tmp_path / "table.npz", x=x, y=y)
+    return tmp_path
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def fit(files: Path, *words: object, model: str = "line", data: str = "table.csv") -> Result:
+    return run("fit", f"{files}/model.py:{model}", "--data", files / data, *words)
+
+
+def test_demo(tmp_path: Path) -> None:
+    result = run("demo", "--quick", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"index.html", "posterior.nc", "bound.png", "forest.png", "ppc.png"} <= names
+    assert {"vae-posterior.nc", "vae-images.png", "vae-bound.png"} <= names
+    assert "Verdicts\n  Robust regression, diabetes data: " in result.output
+    assert "beta[bmi]" in result.output  # arviz's summary, with names
+    page = (tmp_path / "index.html").read_text()
+    assert "VAE, digits" in page and "data:image/png;base64," in page
+
+
+@pytest.mark.parametrize("data", ["table.csv", "table.npz"])
+def test_fit_finds_the_line(files: Path, data: str) -> None:
+    import arviz
+
+    out = files / "out"
+    result = fit(files, "--steps", 600, "--out", out, "--draws", 300, data=data)
+    assert result.exit_code == 0, result.output
+    assert ("columns not used: note" in result.output) == (data == "table.csv")
+    posterior = arviz.from_netcdf(out / "posterior.nc")["posterior"]
+    # the posterior sd is 0.5 / sqrt(60) = 0.065
+    assert float(posterior["a"].mean()) == pytest.approx(1.0, abs=0.25)
+    assert float(posterior["b"].mean()) == pytest.approx(2.0, abs=0.25)
+    assert {p.name for p in out.iterdir()} >= {"index.html", "bound.png", "forest.png", "ppc.png"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--guide", "AutoMultivariateNormal"),
+        ("--guide", "{files}/model.py:point"),
+        ("--guide", "{files}/model.py:AutoNormal"),
+        ("--objective", "ELBO:4"),
+        ("--batch-size", "20", "--lr", "0.02"),
+    ],
+)
+def test_options(files: Path, words: tuple[str, ...]) -> None:
+    words = tuple(word.format(files=files) for word in words)
+    result = fit(files, "--steps", 60, "--draws", 50, "--out", files / "out", *words)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("{files}/model.py", "--data", "{files}/table.csv"), 2, "FILE.py:NAME"),
+        (("{files}/no.py:line", "--data", "{files}/table.csv"), 2, "there is no file"),
+        (("{files}/model.py:lime", "--data", "{files}/table.csv"), 2, "no 'lime'; it has"),
+        (("{files}/model.py:line", "--data", "{files}/no.csv"), 2, "there is no data file"),
+        (("{files}/model.py:line", "--data", "{files}/model.py"), 2, ".csv, .npz or .parquet"),
+        (
+            ("{files}/model.py:line", "--data", "{files}/table.csv", "--guide", "Magic"),
+            2,
+            "no guide 'Magic'; there are Auto",
+        ),
+        (
+            ("{files}/model.py:line", "--data", "{files}/table.csv", "--objective", "IWAE"),
+            2,
+            "IWAE:K",
+        ),
+        (
+            ("{files}/model.py:line", "--data", "{files}/table.csv", "--steps", "0"),
+            1,
+            "steps must be a whole number",
+        ),
+        (("{files}/model.py:line", "--data", "{files}/other.csv"), 2, "'x' has no column"),
+        (("{files}/model.py:line", "--data", "{files}/nan.csv", "--steps", "5"), 1, "'y' has NaN"),
+    ],
+)
+def test_errors(files: Path, words: tuple[str, ...], code: int, message: str) -> None:
+    (files / "other.csv").write_text("u,y\n1,2\n")
+    (files / "nan.csv").write_text("x,y\n1,2\n2,\n3,1\n")
+    result = run("fit", *(word.format(files=files) for word in words))
+    assert result.exit_code == code, result.output
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "alpha", "particles", "beta"),
+    [
+        ("ELBO", 1.0, 1, 1.0),
+        ("IWAE:8", 0.0, 8, 1.0),
+        ("RenyiELBO:0.5:3", 0.5, 3, 1.0),
+        ("BetaELBO:4", 1.0, 1, 4.0),
+        ("TraceMeanFieldELBO:2", 1.0, 2, 1.0),
+    ],
+)
+def test_objectives(words: str, alpha: float, particles: int, beta: float) -> None:
+    objective = make_objective(words)
+    assert (objective.alpha, objective.num_particles, objective.beta) == (alpha, particles, beta)
