@@ -104,6 +104,8 @@ def main() -> None:
     rows = []
     for objective in OBJECTIVES:
         for name in CASES:
+            if (objective, name) == ("mean field", "AutoMultivariateNormal"):
+                continue  # Pyro's closed form drops the log density of a Delta, the Jacobian
             if objective in ("ELBO", "mean field") or name not in ELBO_ONLY:
                 rows.append([objective, name, *compare(name, objective, options.seed)])
     header = ["objective", "model", "|loss - Pyro|", "|gradient - Pyro|"]

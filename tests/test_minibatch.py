@@ -231,17 +231,34 @@ def test_gradients_hit_the_rows_of_the_batch(name: str, objective: pvi.Objective
         assert sorted(gradient.nonzero().flatten().tolist()) == [0, 3, 7, 10]
 
 
-def test_guide_that_reads_the_data_and_its_own_rows_by_index() -> None:
+@pytest.mark.parametrize("kind", ["param", "module", "network"])
+def test_guide_that_reads_the_data_and_its_own_rows_by_index(kind: str) -> None:
     """`x[i]` wants numbers in the batch, `loc[i]` in the data: refuse it, or do both right."""
+    table = nn.Embedding.from_pretrained(_start()["z"].unsqueeze(1), freeze=False)
 
     def guide(x: Tensor) -> None:
         _theta()
-        loc, slope = param("loc", _start()["z"]), param("slope", 0.2)
+        slope = param("slope", 0.2)
+        if kind == "network":
+            pyro.module("table", table)
+        loc = param("loc", _start()["z"]) if kind == "param" else None
         with pyro.plate("data", len(x)) as rows:
-            pyro.sample("z", dist.Normal(loc[rows] + slope * x[rows], POINT))
+            own = table(rows).squeeze(-1) if loc is None else loc[rows]
+            pyro.sample("z", dist.Normal(own + slope * x[rows], POINT))
+
+    class Module(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loc = nn.Parameter(_start()["z"])
+
+        def forward(self, x: Tensor) -> None:
+            _theta()
+            slope = param("slope", 0.2)
+            with pyro.plate("data", len(x)) as rows:
+                pyro.sample("z", dist.Normal(self.loc[rows] + slope * x[rows], POINT))
 
     try:
-        split = Split(nested_model, guide, randn(SIZE))
+        split = Split(nested_model, Module() if kind == "module" else guide, randn(SIZE))
     except (GuideError, ModelError):
         return
     whole = split.loss(pvi.ELBO())

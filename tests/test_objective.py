@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 import pvi
-from pvi.errors import ObjectiveError
+from pvi.errors import ObjectiveError, PviError
 from tests.scenarios import (
     amortised_guide,
     gradients,
@@ -147,6 +147,16 @@ class TestRefusals:
 
         loss = pvi.ELBO(kl=kl).evaluate(model, guide, (torch.tensor(1.0),)).loss
         assert float(gradients(loss)["loc"]) != 0.0
+
+    def test_shapes_that_no_plate_declares(self) -> None:
+        """A column `(N, 1)` makes N x N densities; Pyro's losses refuse it, so do these."""
+        y = randn(5).unsqueeze(1)
+
+        def guide(y: Tensor) -> None:
+            pyro.sample("mu", dist.Normal(0.3, 0.5))
+
+        with pytest.raises(PviError, match="'y'"):
+            pvi.ELBO().loss(mean_model, guide, y)
 
     @pytest.mark.parametrize(
         ("make", "message"),

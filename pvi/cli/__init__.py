@@ -1,5 +1,6 @@
-"""The command `pvi`."""
+"""The command `pvi`: variational inference on Pyro programs, with a verdict on each result."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -11,80 +12,89 @@ import typer
 
 from pvi.errors import PviError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
+)
+Out = Annotated[Path, typer.Option(help="Where results go.")]
+Seed = Annotated[int, typer.Option(help="Makes the run repeatable.")]
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where results go.")] = Path("pvi-demo"),
-    seed: Annotated[int, typer.Option(help="Makes the run repeatable.")] = 0,
+    out: Out = Path("pvi-demo"),
+    seed: Seed = 0,
     quick: Annotated[bool, typer.Option(help="A few steps only, to see that it runs.")] = False,
 ) -> None:
     """Fit and check a robust regression and a small VAE on real data."""
     with _clear_errors():
         from pvi.cli import digits, regression
+        from pvi.cli.output import one_thread
+        from pvi.plots import check_matplotlib
         from pvi.report import write_report
 
+        check_matplotlib()
         out.mkdir(parents=True, exist_ok=True)
         sections, times = [], []
-        for part in (regression, digits):
-            start = time.perf_counter()
-            sections.append(part.run(out, seed=seed, quick=quick))
-            times.append(time.perf_counter() - start)
-        lead = "Two Pyro programs, fitted and checked by one call each."
+        with one_thread():
+            for part in (regression, digits):
+                start = time.perf_counter()
+                sections += part.run(out, seed=seed, quick=quick)
+                times.append(f"{time.perf_counter() - start:.0f} s")
+        lead = "Two ordinary Pyro programs, fitted and checked by a call each."
         write_report(out / "index.html", "pvi demo", lead, sections)
-        print("\nVerdicts")
-        for section, seconds in zip(sections, times, strict=True):
-            print(f"  {section.title}: {section.verdict} ({seconds:.0f} s)")
-        _say_files(out)
+        verdicts = {s.title: s.verdict for s in sections if s.verdict}
+        _say_end(out, verdicts, times=f"{times[0]} and {times[1]}")
 
 
 @app.command()
 def fit(
     model: Annotated[str, typer.Argument(help="Your Pyro program, as FILE.py:NAME.")],
     data: Annotated[Path, typer.Option(help="A .csv, .npz or .parquet file; columns by name.")],
-    guide: Annotated[str, typer.Option(help="A guide's name, or FILE.py:NAME.")] = "MeanField",
-    objective: Annotated[str, typer.Option(help="Such as ELBO, IWAE:8, BetaELBO:4.")] = "",
+    guide: Annotated[
+        str,
+        typer.Option(help="Of pvi or Pyro, a name in the model's file, or FILE.py:NAME."),
+    ] = "MeanField",
+    objective: Annotated[
+        str, typer.Option(help="Such as ELBO, IWAE:8, RenyiELBO:0.5:8, BetaELBO:4.")
+    ] = "",
     steps: Annotated[int | None, typer.Option(help="Default: until the bound is level.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows in a minibatch.")] = None,
     lr: Annotated[float | None, typer.Option(help="First learning rate.")] = None,
-    draws: Annotated[int, typer.Option(help="Draws to save.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Makes the run repeatable.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where results go.")] = Path("pvi-fit"),
+    draws: Annotated[int, typer.Option(min=2, help="Draws to save.")] = 1000,
+    seed: Seed = 0,
+    out: Out = Path("pvi-fit"),
 ) -> None:
-    """Fit your own Pyro program to a file of data."""
+    """Fit your own Pyro program to a file of data, whose columns are its arguments by name."""
     with _clear_errors():
-        import pvi
-        from pvi.cli.output import heading, write
-        from pvi.cli.program import load_data, load_program, make_guide, make_objective
+        from pvi.cli import fitting
+        from pvi.plots import check_matplotlib
         from pvi.report import write_report
 
-        program = load_program(model)
-        columns, unused = load_data(data, program)
-        if unused:
-            print(f"columns not used: {', '.join(unused)}")
-        fitted = pvi.fit(
-            program,
-            make_guide(guide, program),
-            columns,
-            objective=make_objective(objective) if objective else None,
+        check_matplotlib()
+        section = fitting.run(
+            model,
+            data,
+            out,
+            guide=guide,
+            objective=objective,
             steps=steps,
             batch_size=batch_size,
             lr=lr,
+            draws=draws,
             seed=seed,
         )
-        heading(f"{model}, {guide}")
-        print(fitted)
-        diagnosis = fitted.diagnose(seed=seed)
-        print(f"{diagnosis}\n")
-        out.mkdir(parents=True, exist_ok=True)
-        idata = fitted.to_arviz(draws, seed=seed)
-        section = write(fitted, diagnosis, idata, out, title=model, text=repr(fitted))
         write_report(out / "index.html", f"pvi fit {model}", f"Data: {data.name}", [section])
-        _say_files(out)
+        _say_end(out, {model: section.verdict})
 
 
-def _say_files(out: Path) -> None:
+def _say_end(out: Path, verdicts: dict[str, str], times: str = "") -> None:
+    """The last lines: verdicts, and where the files are."""
+    print("\nVerdicts" if len(verdicts) > 1 else "\nVerdict")
+    width = max(map(len, verdicts))
+    for title, verdict in verdicts.items():
+        print(f"  {title.ljust(width)}  {verdict}")
+    if times:
+        print(f"\nTook: {times}")
     print(f"\nIn {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     print(f"Open {out / 'index.html'} in a browser.")
 
@@ -94,6 +104,7 @@ def _clear_errors() -> Iterator[None]:
     """Print what is wrong with the input in one message, without a traceback."""
     from pvi.cli.program import UsageError
 
+    os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files: open no windows
     try:
         yield
     except UsageError as error:

@@ -1,5 +1,6 @@
 """The demonstration's VAE: an amortised posterior over a few numbers per image."""
 
+from collections import Counter
 from pathlib import Path
 
 import pyro
@@ -8,13 +9,19 @@ import torch
 from torch import Tensor, nn
 
 import pvi
-from pvi.cli.output import heading, write
+from pvi.cli.output import heading, indented, paragraph, save_draws, save_picture
 from pvi.datasets import digits
-from pvi.plots import plot_images
+from pvi.plots import plot_bound, plot_images
 from pvi.report import Section
 
 LATENT, HIDDEN, PIXELS, MAX_COUNT = 8, 256, 64, 16
-TRAINING = 1500  # images; the rest are held out
+TRAINING, BATCH = 1500, 100  # images; those that are not for training are held out
+KEPT, COLUMNS = 20, 10  # held-out images whose posterior is kept, and drawn
+ABOUT = (
+    f"A variational autoencoder with {LATENT} latent numbers for each image of 8 x 8 pixels, whose "
+    f"values are counts from 0 to {MAX_COUNT}; two networks with {HIDDEN} hidden units, trained on "
+    f"{TRAINING:,} images in minibatches of {BATCH}."
+)
 
 
 class VAE(nn.Module):
@@ -43,47 +50,67 @@ def _mlp(inputs: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, outputs))
 
 
-def run(out: Path, *, seed: int = 0, quick: bool = False) -> Section:
+def run(out: Path, *, seed: int = 0, quick: bool = False) -> list[Section]:
     """Fit on minibatches, check, evaluate on held-out images, and draw."""
-    heading("A small VAE: 1,797 handwritten digits of 8 x 8 pixels")
-    images = torch.as_tensor(digits(), dtype=torch.get_default_dtype())
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    train, test = images[order[:TRAINING]], images[order[TRAINING:]]
+    heading("2. A small VAE: handwritten digits")
+    print(f"{paragraph(ABOUT)}\n", flush=True)
+    counts = torch.as_tensor(digits(), dtype=torch.get_default_dtype())
+    order = torch.randperm(len(counts), generator=torch.Generator().manual_seed(seed))
+    train, test = counts[order[:TRAINING]], counts[order[TRAINING:]]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = VAE()
     epochs = 3 if quick else 200
-    fit = pvi.fit(vae.model, vae.guide, data=train, batch_size=100, epochs=epochs, seed=seed)
+    fit = pvi.fit(vae.model, vae.guide, train, batch_size=BATCH, epochs=epochs, seed=seed)
+    print(fit)
+    kept = pvi.Posterior(vae.model, vae.guide, test[:KEPT])
+    save_draws(kept.to_arviz(20 if quick else 100, seed=seed), out / "vae-posterior.nc")
+
     held_out = pvi.Posterior(vae.model, vae.guide, test)
     diagnosis = pvi.diagnose(held_out, 200 if quick else 2_000, seed=seed)
-    print(f"\nHeld-out images:\n{diagnosis}")
-    elbo, iwae = _bounds(vae, test, seed, 20 if quick else 100)
-    text = (
-        f"{LATENT} latent numbers per image, fitted to {TRAINING} images in minibatches of 100. On "
-        f"{len(test)} held-out images, per image: ELBO {elbo:.2f} nats, IWAE with 50 draws "
-        f"{iwae:.2f} nats."
-    )
-    print(f"\n{text}\n")
-    shown = pvi.Posterior(vae.model, vae.guide, test[:10])
-    idata = shown.to_arviz(200, seed=seed)
-    section = write(
-        fit, diagnosis, idata, out, title="VAE, digits", text=text, prefix="vae-", var_names=["z"]
-    )
-    picture = out / "vae-images.png"
-    plot_images(_pictures(vae, shown, test[:10], seed)).savefig(picture, dpi=120)
-    figures = (*section.figures, ("Held-out images, their reconstructions, and samples", picture))
-    return Section(section.title, text, section.verdict, section.blocks, figures)
+    notes = [
+        _bounds(vae, test, seed, 2 if quick else 20),
+        _one_by_one(vae, test[:KEPT], 500 if quick else 20_000, seed),
+    ]
+    reasons = "\n".join(f"- {reason}" for reason in diagnosis.reasons)
+    print(f"All {len(test)} held-out images at once: {diagnosis.verdict}\n{indented(reasons)}")
+    print("\n".join(map(paragraph, notes)), flush=True)
+    images = plot_images(_pictures(vae, kept, test[:COLUMNS], seed), COLUMNS)
+    caption = "Held-out images, their reconstructions, and new images: decoded draws from the prior"
+    figures = [save_picture(images, out / "vae-images.png", caption)]
+    caption = f"Bound of all {TRAINING:,} images during training, nats"
+    figures.append(save_picture(plot_bound(fit.history), out / "vae-bound.png", caption))
+    text = "\n\n".join([ABOUT, *notes])
+    blocks = ((f"Diagnosis of all {len(test)} held-out images at once", reasons),)
+    return [Section("VAE, digits", text, diagnosis.verdict, blocks, tuple(figures))]
 
 
-def _bounds(vae: VAE, x: Tensor, seed: int, repeats: int) -> tuple[float, float]:
-    """ELBO and IWAE bound per image on held-out images, nats."""
+def _bounds(vae: VAE, x: Tensor, seed: int, repeats: int) -> str:
+    """ELBO and IWAE bound of held-out images, in words."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        values = [
+        elbo, iwae = (
             sum(objective.bound(vae.model, vae.guide, x) for _ in range(count)) / count / len(x)
-            for objective, count in ((pvi.ELBO(), repeats), (pvi.IWAE(50), max(repeats // 20, 1)))
-        ]
-    return values[0], values[1]
+            for objective, count in (
+                (pvi.ELBO(10), repeats),
+                (pvi.IWAE(100), repeats // 2),
+            )
+        )
+    return (
+        f"Held-out images, bound for each: ELBO {elbo:.2f} nats, IWAE with 100 draws {iwae:.2f} "
+        "nats. The ELBO is at least the difference below the log evidence."
+    )
+
+
+def _one_by_one(vae: VAE, x: Tensor, num_draws: int, seed: int) -> str:
+    """Verdicts on the posteriors of single images, in words."""
+    posteriors = (pvi.Posterior(vae.model, vae.guide, x[i : i + 1]) for i in range(len(x)))
+    verdicts = Counter(pvi.diagnose(p, num_draws, seed=seed).verdict for p in posteriors)
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+    return (
+        f"Diagnosis of the first {len(x)} held-out images one by one: {counts}. It judges the "
+        "encoder's posterior of the latent numbers, not the pictures that the decoder makes."
+    )
 
 
 def _pictures(vae: VAE, posterior: pvi.Posterior, x: Tensor, seed: int) -> dict[str, Tensor]:
@@ -91,7 +118,7 @@ def _pictures(vae: VAE, posterior: pvi.Posterior, x: Tensor, seed: int) -> dict[
     rebuilt = posterior.predict(num_draws=200, seed=seed)["x"].mean(0)[: len(x)]
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        z = torch.randn(len(x), LATENT, generator=generator)
-        samples = vae.decoder(z).sigmoid() * MAX_COUNT
-    rows = {"held-out": x, "reconstruction": rebuilt, "sample": samples}
+        z = torch.randn(2, len(x), LATENT, generator=generator)
+        new = vae.decoder(z).sigmoid() * MAX_COUNT
+    rows = {"held out": x, "reconstructed": rebuilt, "new": new[0], "new ": new[1]}
     return {name: row.reshape(-1, 8, 8) for name, row in rows.items()}

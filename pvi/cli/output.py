@@ -1,62 +1,85 @@
 """What a fit leaves behind on the screen and on disk, the same for every command."""
 
-import warnings
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pvi.diagnostics import Diagnosis
-from pvi.fit import Fit
-from pvi.plots import plot_bound, plot_forest, plot_ppc
-from pvi.report import Section
+import torch
+
+from pvi.errors import PviError
+from pvi.plots import plot_forest, plot_ppc, scale_groups
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Picture = tuple[str, Path]
+MAX_ROWS = 60  # sites with more values stay out of the printed summary
 
 
 def heading(text: str) -> None:
-    print(f"\n{text}\n{'=' * len(text)}")
+    print(f"\n{text}\n{'=' * len(text)}\n", flush=True)
 
 
-def summary(idata: Any, var_names: Sequence[str] | None = None) -> str:
+def paragraph(text: str) -> str:
+    return textwrap.fill(text, 100)
+
+
+def indented(text: object) -> str:
+    return "\n".join(f"  {line}".rstrip() for line in str(text).splitlines())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread: for the small tensors of the demonstration, more are slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def save_draws(idata: Any, path: Path) -> None:
+    """Write `InferenceData` or a `DataTree` as netCDF."""
+    idata.to_netcdf(str(path), engine="h5netcdf")
+
+
+def save_picture(figure: "Figure", path: Path, caption: str) -> Picture:
+    """Write a figure as PNG; what a report needs to show it."""
+    figure.savefig(path)
+    return caption, path
+
+
+def small_sites(idata: Any) -> tuple[list[str], list[str]]:
+    """Names of the sites whose values can be listed, and of those that have too many."""
+    sizes = {str(name): v[0, 0].size for name, v in idata["posterior"].data_vars.items()}
+    names = [name for name, size in sizes.items() if size <= MAX_ROWS]
+    return names, [name for name in sizes if name not in names]
+
+
+def summary(idata: Any, var_names: Sequence[str]) -> str:
     """arviz's table of means, sds and intervals, without statistics meant for Markov chains."""
     import arviz
 
-    return str(arviz.summary(idata, var_names=list(var_names) if var_names else None, kind="stats"))
+    return arviz.summary(idata, var_names=list(var_names), kind="stats").to_string()
 
 
-def write(
-    fit: Fit,
-    diagnosis: Diagnosis,
-    idata: Any,
-    out: Path,
-    *,
-    title: str,
-    text: str,
-    prefix: str = "",
-    var_names: Sequence[str] | None = None,
-    forest_names: Sequence[str] | None = None,
-) -> Section:
-    """Save draws and pictures under `out`, print the summary, and describe it all for the page."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # xarray's, on how netCDF will be encoded
-        idata.to_netcdf(str(out / f"{prefix}posterior.nc"))
-    figures = [("Bound during training, nats", "bound.png", plot_bound(fit.history))]
-    forest = plot_forest(idata, forest_names or var_names)
-    figures.append(("Posterior: medians and intervals", "forest.png", forest))
-    if _has(idata, "posterior_predictive"):
-        ppc = ("Data beside draws from the posterior predictive", "ppc.png", plot_ppc(idata))
-        figures.append(ppc)
-    for _, name, figure in figures:
-        figure.savefig(out / f"{prefix}{name}", dpi=120)
-    text_summary = summary(idata, var_names)
-    print(text_summary)
-    return Section(
-        title,
-        text,
-        diagnosis.verdict,
-        (("Diagnosis", str(diagnosis)), ("Summary", text_summary)),
-        tuple((caption, out / f"{prefix}{name}") for caption, name, _ in figures),
-    )
+def forests(idata: Any, var_names: Sequence[str], out: Path) -> list[Picture]:
+    """`forest.png`, and further ones for sites that would be unreadable on its scale."""
+    pictures = []
+    for i, group in enumerate(scale_groups(idata, var_names)):
+        path = out / ("forest.png" if i == 0 else f"forest-{i + 1}.png")
+        caption = f"Posterior: {', '.join(group)}"
+        pictures.append(save_picture(plot_forest(idata, group), path, caption))
+    return pictures
 
 
-def _has(idata: Any, group: str) -> bool:
-    children = getattr(idata, "children", None)
-    return group in (idata.groups() if children is None else children)
+def predictive_check(idata: Any, path: Path) -> list[Picture]:
+    """The observed values among predicted ones, where the draws hold predictions."""
+    try:
+        figure = plot_ppc(idata)
+    except PviError:
+        return []
+    return [save_picture(figure, path, "Posterior predictive check: data beside predictions")]

@@ -2,12 +2,15 @@
 
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyro.infer.autoguide as autoguide
+import torch
 
 import pvi
 from pvi.engine import Objective
@@ -18,22 +21,53 @@ class UsageError(Exception):
 
 
 def load_program(spec: str, what: str = "model") -> Any:
-    """The object NAME of the file in `FILE.py:NAME`."""
+    """The object NAME of the file in `FILE.py:NAME`; NAME may have dots, as in `vae.model`."""
     file, _, name = spec.rpartition(":")
     path = Path(file)
     if not file or not name:
         raise UsageError(f"{what} must look like FILE.py:NAME, got {spec!r}")
     if not path.is_file():
         raise UsageError(f"{what}: there is no file {file}")
-    found = importlib.util.spec_from_file_location(path.stem, path)
+    program: Any = _module(path.resolve())
+    for part in name.split("."):
+        if not hasattr(program, part):
+            raise UsageError(f"{what}: {file} has no {name!r}; it has {_callables(path)}")
+        program = getattr(program, part)
+    if not callable(program):
+        kind = type(program).__name__
+        raise UsageError(f"{what}: {name!r} in {file} is a {kind}; it has {_callables(path)}")
+    return program
+
+
+@cache
+def _module(path: Path) -> Any:
+    """The user's file as a module, read once so that model and guide share its objects."""
+    found = importlib.util.spec_from_file_location(f"pvi_program_{path.stem}", path)
     if found is None or found.loader is None:
-        raise UsageError(f"{what}: {file} is not a Python file")
+        raise UsageError(f"{path.name} is not a Python file")
     module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    if not hasattr(module, name):
-        names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise UsageError(f"{what}: {file} has no {name!r}; it has {', '.join(names) or 'none'}")
-    return getattr(module, name)
+    sys.modules[found.name] = module  # dataclasses and pickle look their module up there
+    sys.path.insert(0, str(path.parent))  # as `python FILE.py` does
+    try:
+        found.loader.exec_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise UsageError(
+            f"{path.name} can't be imported: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def _callables(path: Path) -> str:
+    """The names in a file that may be programs, for messages."""
+    module = _module(path.resolve())
+    names = [
+        name
+        for name, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", None) == module.__name__
+    ]
+    return ", ".join(names) or "no functions or modules of its own"
 
 
 def load_data(path: Path, model: Callable) -> tuple[dict[str, Any], list[str]]:
@@ -43,7 +77,7 @@ def load_data(path: Path, model: Callable) -> tuple[dict[str, Any], list[str]]:
         UsageError: the file can't be read, or a parameter without default has no column.
     """
     columns = _read(path)
-    target = getattr(model, "forward", model)
+    target = model.forward if isinstance(model, torch.nn.Module) else model
     parameters = inspect.signature(target).parameters
     needed = [
         n for n, p in parameters.items() if p.default is p.empty and p.kind < p.VAR_POSITIONAL
@@ -56,6 +90,12 @@ def load_data(path: Path, model: Callable) -> tuple[dict[str, Any], list[str]]:
             "by name: rename one of them."
         )
     used = {n: columns[n] for n in parameters if n in columns}
+    for name, values in used.items():
+        if values.dtype.kind not in "biuf":
+            raise UsageError(
+                f"column {name!r} of {path.name} holds {values.dtype} values, such as "
+                f"{values.flat[0]!r}: code them as numbers first"
+            )
     return used, [n for n in columns if n not in used]
 
 
@@ -74,20 +114,27 @@ def _read(path: Path) -> Mapping[str, np.ndarray]:
         frame = readers[path.suffix](path)
     except ImportError as error:
         raise UsageError(f"reading {path.name} needs another package: {error}") from error
-    return {str(name): frame[name].to_numpy() for name in frame.columns}
+    return {str(name): frame[name].to_numpy(copy=True) for name in frame.columns}
 
 
-def make_guide(word: str, model: Callable) -> Any:
-    """A guide from its name in `pvi.guides` or Pyro's autoguides, or from `FILE.py:NAME`."""
-    if ":" in word:
-        guide = load_program(word, "guide")
-        return guide(model) if isinstance(guide, type) else guide
+def make_guide(word: str, model: Callable, spec: str) -> Any:
+    """A guide from its name in `pvi.guides`, Pyro's autoguides or the model's file.
+
+    Args:
+        word: the name, or `FILE.py:NAME`.
+        spec: where the model came from, `FILE.py:NAME`.
+    """
     families = {n: getattr(pvi.guides, n) for n in pvi.guides.__all__ if n[0].isupper()}
     families.pop("Guide", None)
     families |= {n: getattr(autoguide, n) for n in autoguide.__all__ if _is_family(n)}
-    if word not in families:
-        raise UsageError(f"there is no guide {word!r}; there are {', '.join(sorted(families))}")
-    return families[word](model)
+    if word in families:
+        return families[word](model)
+    path = Path(spec.rpartition(":")[0])
+    if ":" not in word and not hasattr(_module(path.resolve()), word.split(".")[0]):
+        listed = f"{', '.join(sorted(families))}, and in {path.name}: {_callables(path)}"
+        raise UsageError(f"there is no guide {word!r}; there are {listed}")
+    guide = load_program(word if ":" in word else f"{path}:{word}", "guide")
+    return guide(model) if isinstance(guide, type) else guide
 
 
 def _is_family(name: str) -> bool:

@@ -139,12 +139,6 @@ def _check_shape(name: str, p: Density) -> None:
 def _check_latent(site: Site, named: Mapping[str, Any]) -> None:
     if site.q is not None and site.p is not None:
         _check_support(site.name, site.p, site.q)
-        if site.p.fn.event_shape != site.q.fn.event_shape:
-            raise GuideError(
-                f"site '{site.name}' has event shape {tuple(site.p.fn.event_shape)} in the model "
-                f"but {tuple(site.q.fn.event_shape)} in the guide. Make them equal, with "
-                ".to_event(...)."
-            )
     for role, side in (("prior", site.p), ("guide", site.q)):
         if side is not None:
             _check_density(site.name, role, side, named)

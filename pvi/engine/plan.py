@@ -2,6 +2,7 @@
 weighted together.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +102,7 @@ def _factorizes(
         if term.name in scope.outer:
             same = torch.equal(a, b) and torch.equal(a, m)
         else:
-            rows = _alternate(m.shape, range(1 - m.dim(), 0), m.device)
+            rows = _pattern(m.shape, range(1 - m.dim(), 0), m.device)
             same = bool(torch.isclose(m, torch.where(rows, a, b), equal_nan=True).all())
         if not same:
             return False
@@ -117,18 +118,19 @@ def _mixed(one: Any, two: Any, scope: Scope) -> Any:
             continue
         a, b = node["value"], two.nodes[name]["value"]
         shift = node["fn"].event_dim
-        rows = _alternate(a.shape, [d - shift for d in dims], a.device)
+        rows = _pattern(a.shape, [d - shift for d in dims], a.device)
         values[name] = torch.where(rows, a, b)
     return replaced(one, values)
 
 
-def _alternate(shape: torch.Size, dims: Iterable[int], device: Any) -> Tensor:
-    """A checkerboard over some dimensions of a shape: true where the indices' sum is even."""
-    total = torch.zeros((), dtype=torch.long, device=device)
-    for dim in dims:
-        index = torch.arange(shape[dim], device=device)
-        total = total + index.reshape(-1, *[1] * (-1 - dim))
-    return total % 2 == 0
+def _pattern(shape: torch.Size, dims: Iterable[int], device: Any) -> Tensor:
+    """A fixed random choice between two draws, one for each element along some dimensions."""
+    sizes = [shape[dim] for dim in range(-len(shape), 0)]
+    wanted = set(dims)
+    sizes = [n if d in wanted else 1 for n, d in zip(sizes, range(-len(shape), 0), strict=True)]
+    generator = torch.Generator().manual_seed(0)
+    count = math.prod(sizes)
+    return (torch.rand(count, generator=generator) < 0.5).reshape(sizes).to(device)
 
 
 def _elements(term: Term, scope: Scope) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pvi.engine.traces import Density, Plate, Scale, Site, is_delta
+from pvi.errors import ModelError
 
 Kind = Literal["likelihood", "latent", "auxiliary"]
 
@@ -136,9 +137,9 @@ def _term(site: Site, how: str, lead) -> Term:
         kl = exact_kl(site)
         how = "sample: no closed form" if kl is None else "exact"
     reparameterized = site.q is None or bool(getattr(site.q.fn, "has_rsample", False))
-    log_p = None if site.p is None or kl is not None else lead(site.p.log_prob())
+    log_p = None if site.p is None or kl is not None else lead(_log_prob(site.name, site.p))
     density = site.q is not None and (kl is None or not reparameterized)  # scores need it
-    log_q = lead(site.q.log_prob()) if density and site.q is not None else None
+    log_q = lead(_log_prob(site.name, site.q)) if density and site.q is not None else None
     return Term(
         name=site.name,
         kind=kind,
@@ -153,6 +154,17 @@ def _term(site: Site, how: str, lead) -> Term:
         reparameterized=reparameterized,
         point=site.q is not None and is_delta(site.q.fn),
     )
+
+
+def _log_prob(name: str, side: Density) -> Tensor:
+    log_prob = side.log_prob()
+    if log_prob.shape != side.fn.batch_shape:
+        raise ModelError(
+            f"site '{name}' has values of shape {tuple(side.value.shape)}, which do not fit its "
+            f"plates and distribution of shape {tuple(side.fn.shape())}. A column (N, 1) needs "
+            ".squeeze(-1)."
+        )
+    return log_prob
 
 
 def exact_kl(site: Site) -> Tensor | None:

@@ -243,18 +243,50 @@ def _check_partner(name: str, observed: bool, guide_node: dict | None, rest: Map
 
 
 def _check_plates(name: str, p_node: Mapping, q_node: Mapping) -> None:
-    """A plate of both programs must have the same size in both; a replay would hide it."""
-    sizes = {plate.name: plate.full_size for plate in plates_of(q_node)}
-    for plate in plates_of(p_node):
-        if sizes.get(plate.name, plate.full_size) != plate.full_size:
+    """A site must have the same events and plates in both programs, of the same sizes."""
+    p_event, q_event = p_node["fn"].event_shape, q_node["fn"].event_shape
+    if p_event != q_event:
+        raise GuideError(
+            f"site '{name}' has event shape {tuple(p_event)} in the model but {tuple(q_event)} in "
+            "the guide. Make them equal, with .to_event(...)."
+        )
+    p_plates = {plate.name: plate.full_size for plate in plates_of(p_node)}
+    q_plates = {plate.name: plate.full_size for plate in plates_of(q_node)}
+    if p_plates.keys() != q_plates.keys():
+        raise GuideError(
+            f"site '{name}' is in the plates {p_plates or 'none'} in the model but "
+            f"{q_plates or 'none'} in the guide. Put it in the same plates in both."
+        )
+    for plate, size in p_plates.items():
+        if q_plates[plate] != size:
             raise GuideError(
-                f"plate '{plate.name}' around site '{name}' has {plate.full_size} elements in the "
-                f"model and {sizes[plate.name]} in the guide, whose rows belong to other data. "
-                "Make them equal, or set up the guide again for these data."
+                f"plate '{plate}' around site '{name}' has {size} elements in the model and "
+                f"{q_plates[plate]} in the guide, whose rows belong to other data. Make them "
+                "equal, or set up the guide again for these data."
+            )
+
+
+def _check_shape(name: str, role: str, node: Mapping) -> None:
+    """Every batch dimension must be a plate's: others are not independent elements."""
+    plates = {f.dim: f for f in node["cond_indep_stack"] if f.dim is not None}
+    shape = node["fn"].batch_shape
+    for dim in range(-len(shape), 0):
+        expected = plates[dim].size if dim in plates else 1
+        if shape[dim] != expected:
+            known = {f.name: f.size for f in plates.values() if f.name != PARTICLES}
+            error = ModelError if role == "model" else GuideError
+            raise error(
+                f"site '{name}' has batch shape {tuple(shape)} in the {role}, but its plates are "
+                f"{known or 'none'}: dimension {dim} belongs to no plate of size {shape[dim]}. A "
+                "column (N, 1) needs .squeeze(-1); dimensions of one event need .to_event(...); "
+                "independent elements need their own plate."
             )
 
 
 def _site(name: str, p_node: dict | None, q_node: dict | None, observed: bool) -> Site:
+    for role, side in (("model", p_node), ("guide", q_node)):
+        if side is not None:
+            _check_shape(name, role, side)
     p = None if p_node is None else _density(p_node)
     q = None if q_node is None else _density(q_node)
     node = p_node if p_node is not None else q_node

@@ -12,7 +12,8 @@ from pvi.engine.checks import check, check_finite
 from pvi.engine.data import Batch, Data, as_data
 from pvi.engine.objective import Evaluation
 from pvi.engine.params import Params
-from pvi.engine.traces import Program, preserved_rng
+from pvi.engine.plan import make_plan
+from pvi.engine.traces import Program, preserved_rng, run_hidden, sample_nodes
 from pvi.errors import DataError, FitError, GuideError, PviError
 from pvi.fit.callbacks import Callback, Step
 from pvi.fit.minibatch import Minibatches, check_additive, data_plates
@@ -23,6 +24,7 @@ from pvi.guides import MeanField
 from pvi.posterior import Posterior
 
 TEMPERED = "KL weights other than 1 make the guide aim at a tempered posterior, not this one"
+PARTICLES, SMALL = 8, 20_000  # draws in a step of a model with at most so many numbers
 PATIENCE = 20  # steps in a row without a finite gradient
 
 
@@ -57,7 +59,9 @@ def fit(
             arguments),
             a `Dataset` or a `DataLoader`. Floating numpy arrays take torch's default dtype.
         args, kwargs: further arguments of the model that are not rows of data.
-        objective: `pvi.ELBO()`, `pvi.IWAE(8)` ...; by default the ELBO with exact KL.
+        objective: `pvi.ELBO()`, `pvi.IWAE(8)` ...; by default the ELBO with exact KL, of 8
+            particles
+            where the model is small, without networks and can batch them, else of one.
         optimizer: "auto" (Adam whose rate falls as the bound stops rising), or a callable that
             takes
             a list of parameters and returns a `torch.optim.Optimizer`.
@@ -127,13 +131,13 @@ class _Trainer:
         callbacks: list[Callback],
     ):
         self.model, self.guide, self.data, self.callbacks = model, guide, data, callbacks
-        self.objective = objective or ELBO(kl="exact")
         self.params = Params(model, guide)
         check_finite(data.named())
         with self.params.scope():
             check(model, guide, *data.whole(), data.named())
         self.batch_size = _batch_size(batch_size, data)
         self.batched = self._minibatches(plate, self.batch_size) if self.batch_size else None
+        self.objective = objective or ELBO(self._particles(), kl="exact")
         self.history = History()
 
     @property
@@ -141,6 +145,19 @@ class _Trainer:
         if self.data.loader is not None:
             return len(self.data.loader)
         return self.data.size // self.batch_size if self.batch_size else 1
+
+    def _particles(self) -> int:
+        """More particles for less noise where they cost next to nothing."""
+        with self.params.scope():
+            args, kwargs = self.data.whole()
+            guide_trace = run_hidden(self.guide, args, kwargs)
+            nodes = sample_nodes(run_hidden(self.model, args, kwargs, guide_trace))
+            share = (self.batch_size or 1) / (self.data.size or 1) if self.batch_size else 1.0
+            size = share * sum(node["value"].numel() for node in nodes.values())
+            if size > SMALL or any(map(self.params.is_network, self.params.named())):
+                return 1
+            plan = make_plan(self.model, self.guide, args, kwargs, "joint")
+        return PARTICLES if plan.vectorized else 1
 
     def _minibatches(self, plate: str | Sequence[str] | None, batch_size: int) -> Minibatches:
         named = [plate] if isinstance(plate, str) else plate

@@ -221,7 +221,7 @@ class Minibatches:
     def _check_own_rows(self, trace: Any) -> None:
         for name, node in trace.nodes.items():
             unread = node["type"] == "param" and node["kwargs"].get("event_dim") is None
-            if unread and "$$$" not in name and self._data.size in node["value"].shape:
+            if unread and self._data.size in node["value"].shape:
                 raise GuideError(
                     f"the guide indexes the batch with its plate's numbers, but its parameter "
                     f"'{name}' has {self._data.size} rows, one for each row of the data, which "

@@ -31,15 +31,15 @@ def forest(models: Mapping[str, Any], *, width: float, height: float) -> "Axes":
         axes = new_figure(width, height).subplots()
         arviz.plot_forest(
             list(models.values()),
-            model_names=list(models),
+            model_names=list(models) if len(models) > 1 else None,
             var_names=names,
             combined=True,
             hdi_prob=PROBABILITY,
             colors=list(COLORS[: len(models)]),
-            legend=False,
             ax=axes,
             textsize=10,
         )
+        _plain(axes)
         return axes
     trees = {name: _tree(posterior=rows) for name, rows in models.items()}
     collection = arviz.plot_forest(
@@ -94,6 +94,12 @@ def ppc(predictive: Any, observed: Any, num_draws: int) -> tuple["Figure", dict[
     return _take_figure(collection), {name: collection.get_viz("plot", name) for name in names}
 
 
+def _plain(axes: "Axes") -> None:
+    """Without the legend and the grey bars that arviz 0.x adds for several models."""
+    for artist in [*axes.patches, *filter(None, [axes.get_legend()])]:
+        artist.remove()
+
+
 def legend_line(color: str) -> "Line2D":
     from matplotlib.lines import Line2D
 
@@ -113,9 +119,10 @@ def _is_old(arviz: Any) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without arviz 0.x's use of old matplotlib, and 1.x's advice on discrete data."""
+    """Without arviz's uses of old matplotlib and old xarray, and its advice on discrete data."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Passing a dict or None as alias_mapping")
+        warnings.filterwarnings("ignore", message="Deleting a single level of a MultiIndex")
         warnings.filterwarnings("ignore", message=".*(binary|discrete).*")
         yield
 

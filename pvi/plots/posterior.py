@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_ROWS = 60  # sites with more values are left out unless they are asked for
+MAX_SPAN = 50  # of an axis, in widths of the narrowest intervals on it
 
 
 def plot_forest(idata: Any, var_names: Sequence[str] | None = None) -> "Figure":
@@ -43,22 +44,34 @@ def plot_forest(idata: Any, var_names: Sequence[str] | None = None) -> "Figure":
 
 
 def scale_groups(idata: Any, var_names: Sequence[str] | None = None) -> list[list[str]]:
-    """Sites in groups that one axis can show: within a factor of 10 of the largest in size.
+    """Sites in groups for one forest each, so that no interval shrinks to a point.
 
     Args:
         idata, var_names: as for `plot_forest`.
     """
     posterior = _group(idata, "posterior")
     names = _names(posterior, var_names)
-    sizes = {name: float(np.abs(posterior[name]).quantile(0.97)) for name in names}
+    extents = {name: _extent(posterior[name]) for name in names}
     groups: list[list[str]] = []
-    largest = np.inf
-    for name in sorted(names, key=lambda name: -sizes[name]):
-        if not groups or sizes[name] < largest / 10.0:
-            groups.append([])
-            largest = sizes[name]
-        groups[-1].append(name)
-    return [sorted(group, key=names.index) for group in groups]
+    for name in names:
+        fitting = (g for g in groups if _fit_together([extents[n] for n in (*g, name)]))
+        group = next(fitting, None)
+        if group is None:
+            groups.append([name])
+        else:
+            group.append(name)
+    return groups
+
+
+def _extent(values: Any) -> tuple[float, float, float]:
+    """Lowest and highest end, and the usual width, of a site's 94 % intervals."""
+    low, high = np.quantile(values, (0.03, 0.97), axis=(0, 1))
+    return float(low.min()), float(high.max()), float(np.median(high - low))
+
+
+def _fit_together(extents: Sequence[tuple[float, float, float]]) -> bool:
+    lows, highs, widths = zip(*extents, strict=True)
+    return max(highs) - min(lows) <= MAX_SPAN * min(widths)
 
 
 def plot_ppc(idata: Any, num_draws: int = 50) -> "Figure":

@@ -1,0 +1,204 @@
+"""Figures show what they are given, and pyplot never hears of them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from pvi.errors import PviError
+from pvi.fit import History
+from pvi.plots import arviz_api, plot_bound, plot_forest, plot_images, plot_ppc, scale_groups
+from pvi.plots.bound import running_mean
+from pvi.report import Section, write_report
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def no_pyplot_figures() -> Iterator[None]:
+    yield
+    assert pyplot.get_fignums() == []
+
+
+@pytest.fixture(scope="module")
+def idata() -> Any:
+    """`sigma` is small and narrow, `nu` large, `beta` named, `counts` whole, `many` too long."""
+    import arviz
+    import xarray
+
+    def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
+        return scale * RNG.normal(size=(1, 50, *shape))
+
+    draws = ("chain", "draw")
+    coords = {"chain": [0], "draw": np.arange(50)}
+    posterior = {
+        "sigma": (draws, 0.5 + normal(scale=0.01)),
+        "beta": ((*draws, "feature"), normal(3, scale=0.2)),
+        "nu": (draws, 40 + normal(scale=10.0)),
+        "many": ((*draws, "row"), normal(200)),
+    }
+    predicted = {
+        "y": ((*draws, "row"), normal(200)),
+        "counts": ((*draws, "row"), RNG.poisson(3.0, (1, 50, 200)).astype(float)),
+    }
+    observed = {name: (dims[2:], values[0, 0]) for name, (dims, values) in predicted.items()}
+    groups = {
+        "posterior": xarray.Dataset(posterior, {**coords, "feature": ["age", "bmi", "bp"]}),
+        "posterior_predictive": xarray.Dataset(predicted, coords),
+        "observed_data": xarray.Dataset(observed),
+    }
+    tree = xarray.DataTree.from_dict(groups)
+    old = arviz.__version__.startswith("0.")
+    return arviz.InferenceData.from_datatree(tree) if old else tree
+
+
+def history(bound: np.ndarray) -> History:
+    result = History()
+    for i, value in enumerate(bound):
+        result.add(value, -value, 0.05 * 0.999**i, 1.0)
+    return result
+
+
+def texts(figure: Figure) -> list[str]:
+    """What a reader can read: labels of axes and ticks, and texts, also in legends."""
+    from matplotlib.text import Text
+
+    figure.canvas.draw()
+    found = [artist.get_text() for artist in figure.findobj(Text)]  # type: ignore[attr-defined]
+    return [text for text in found if text]
+
+
+def test_bound_shows_the_end_not_the_start() -> None:
+    noise = RNG.normal(size=2_000)
+    bound = -100.0 - 1e6 * np.exp(-np.arange(2_000) / 20) + noise
+    top, bottom = plot_bound(history(bound)).axes
+    low, high = top.get_ylim()
+    assert -120 < low < noise.min() - 100 + 2
+    assert high > -100 + noise[400:].mean()
+    assert top.get_ylabel() == "bound (nats)"
+    assert (bottom.get_xlabel(), bottom.get_yscale()) == ("step", "log")
+
+
+@pytest.mark.parametrize("bound", [[-3.0], [-3.0] * 10, [np.nan, -3.0, np.inf, -2.0]])
+def test_bound_of_odd_histories(bound: list[float], tmp_path: Path) -> None:
+    plot_bound(history(np.array(bound))).savefig(tmp_path / "bound.png")
+
+
+@pytest.mark.parametrize("bound", [[], [np.nan, np.nan]])
+def test_bound_needs_a_bound(bound: list[float]) -> None:
+    with pytest.raises(PviError, match="finite bounds"):
+        plot_bound(history(np.array(bound)))
+
+
+def test_running_mean_is_one_of_neighbours() -> None:
+    values = RNG.normal(size=30)
+    expected = [values[max(i - 2, 0) : i + 3].mean() for i in range(30)]
+    np.testing.assert_allclose(running_mean(values, 5), expected)
+
+
+def test_forest_names_each_value(idata: Any) -> None:
+    shown = texts(plot_forest(idata, ["beta", "sigma"]))
+    assert {"beta[age]", "beta[bmi]", "beta[bp]", "sigma"} <= set(shown)
+    assert any("94 %" in text for text in shown)
+    assert "nu" not in shown
+
+
+def test_forest_leaves_out_what_is_too_long(idata: Any) -> None:
+    assert not any("many" in text for text in texts(plot_forest(idata)))
+
+
+def test_forest_compares_posteriors(idata: Any) -> None:
+    figure = plot_forest({"first": idata, "second": idata}, ["beta"])
+    shown = texts(figure)
+    assert shown.count("first") == shown.count("second") == 1  # in the legend only
+    assert "beta[age]" in shown
+
+
+@pytest.mark.parametrize(("names", "message"), [(["gamma"], "gamma"), (["beta", "delta"], "delta")])
+def test_forest_of_unknown_sites(idata: Any, names: list[str], message: str) -> None:
+    with pytest.raises(PviError, match=message):
+        plot_forest(idata, names)
+
+
+def test_scale_groups_keep_intervals_visible(idata: Any) -> None:
+    groups = scale_groups(idata)
+    assert sorted(name for group in groups for name in group) == ["beta", "nu", "sigma"]
+    together = {name: group for group in groups for name in group}
+    assert "nu" not in together["sigma"]  # 40 +- 10 would make 0.5 +- 0.01 a point
+    assert scale_groups(idata, ["beta"]) == [["beta"]]
+
+
+def test_ppc_has_a_panel_for_each_site(idata: Any, tmp_path: Path) -> None:
+    figure = plot_ppc(idata, 20)
+    figure.savefig(tmp_path / "ppc.png")
+    shown = texts(figure)
+    assert {"y", "counts", "density", "share of values", "observed"} <= set(shown)
+    assert "20 draws of the predictive" in shown
+
+
+def test_ppc_needs_predictions(idata: Any) -> None:
+    import xarray
+
+    only = xarray.DataTree.from_dict(
+        {"posterior": xarray.Dataset({"a": (("chain", "draw"), [[1.0]])})}
+    )
+    with pytest.raises(PviError, match="posterior_predictive"):
+        plot_ppc(only)
+
+
+def test_images_share_one_grey_scale() -> None:
+    dark, bright = np.zeros((3, 8, 8)), np.full((5, 8, 8), 16.0)
+    figure = plot_images({"data": bright, "mean": dark}, num_columns=4)
+    pictures = [image for axes in figure.axes for image in axes.images]
+    assert len(pictures) == 3 + 4
+    assert {image.get_clim() for image in pictures} == {(0.0, 16.0)}
+    assert {"data", "mean"} <= set(texts(figure))
+
+
+@pytest.mark.parametrize("rows", [{}, {"flat": np.zeros((3, 64))}, {"none": np.zeros((0, 8, 8))}])
+def test_images_of_wrong_shape(rows: dict) -> None:
+    with pytest.raises(PviError, match="expected"):
+        plot_images(rows)
+
+
+def test_colours_are_those_of_arviz(idata: Any) -> None:
+    """The legend of a comparison is ours, so the order of colours must be arviz's."""
+    many = {"first": idata, "second": plus_one(idata)}
+    axes = next(a for a in plot_forest(many, ["sigma"]).axes if a.get_xlabel())
+    middles = {to_hex(line.get_color()): np.mean(line.get_xdata()) for line in axes.lines}
+    first, second = (middles[to_hex(color)] for color in arviz_api.COLORS[:2])
+    assert (first, second) == pytest.approx((0.5, 1.5), abs=0.05)
+
+
+def plus_one(idata: Any) -> Any:
+    import xarray
+
+    posterior = getattr(idata["posterior"], "dataset", idata["posterior"])
+    return xarray.DataTree.from_dict({"posterior": posterior + 1.0})
+
+
+def test_report_is_one_escaped_file(tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    Figure(figsize=(1, 1)).savefig(picture)
+    page = tmp_path / "index.html"
+    blocks = (("Table", "a < b & c"),)
+    sections = [
+        Section("<script>", "One.\n\nTwo $x.", "unreliable", blocks, (('say "hi"', picture),)),
+        Section("Plain"),
+        Section("Odd", verdict="not assessed"),
+    ]
+    write_report(page, "A & B", "lead", sections)
+    text = page.read_text(encoding="utf-8")
+    assert "<script" not in text and "&lt;script&gt;" in text
+    assert "a &lt; b &amp; c" in text and "A &amp; B" in text
+    assert 'alt="say &quot;hi&quot;"' in text and "data:image/png;base64," in text
+    assert '<span class="badge bad">unreliable</span>' in text
+    assert '<span class="badge none">not assessed</span>' in text
+    assert text.count('class="badge') == 2
+    assert "<p>One.</p>\n<p>Two $x.</p>" in text
+    assert "http" not in text  # nothing to load
