@@ -98,7 +98,7 @@ class TestDetection:
             pyro.sample("x", dist.Normal(m, 1.0), obs=x)
 
     def batch_norm(self, x: Tensor) -> None:
-        m, norm = self.mean(), nn.BatchNorm1d(1)
+        m, norm = self.mean(), nn.BatchNorm1d(1, affine=False)
         with pyro.plate("data", len(x)):
             loc = norm(x.unsqueeze(1)).squeeze(1)
             pyro.sample("y", dist.Normal(m + loc, 1.0), obs=x)

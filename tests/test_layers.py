@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the bottom up. A part imports itself and the layers below; parts of one layer stay apart.
 LAYERS = (
-    {"errors", "text"},
+    {"errors", "progress", "text"},
     {"datasets"},
     {"engine"},
     {"optim"},

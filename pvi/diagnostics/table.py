@@ -47,6 +47,8 @@ def scalars(values: Mapping[str, torch.Tensor], limit: int) -> tuple[list[str], 
 
 def make_table(values: Mapping[str, torch.Tensor], smoothed: PSIS | None = None) -> tuple[Row, ...]:
     """Moments of each scalar under the guide and, where there are weights, under the weights."""
+    if not values:
+        return ()
     names, x = scalars(values, MAX_DIM)
     mean, sd = x.mean(0), x.std(0, correction=0)
     psis_mean = psis_sd = shift = sd_ratio = torch.full_like(mean, math.nan)

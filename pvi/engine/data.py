@@ -1,7 +1,7 @@
 """What `data=` may be, as arguments of the model, whole or in minibatches."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,12 +110,12 @@ def as_data(
     """
     loader = data if isinstance(data, DataLoader) else None
     if isinstance(data, DataLoader | Dataset):
-        data = _collate(data.dataset if isinstance(data, DataLoader) else data)
+        data = _collate(data) if loader is None else _collate(loader.dataset, loader.collate_fn)
     args = tuple(as_tensor(a, device) for a in args)
     constants = {k: as_tensor(v, device) for k, v in (kwargs or {}).items()}
     entries = {k: as_tensor(v, device) for k, v in _entries(data).items()}
     result = Data(entries, args, constants, _names(entries, model), loader)
-    _check_rows(result)
+    check_rows(result)
     return result
 
 
@@ -123,6 +123,8 @@ def as_tensor(value: Any, device: Any = None) -> Any:
     """Arrays, series and frames as tensors: floats in torch's default dtype; others as they are."""
     if hasattr(value, "to_numpy") and not isinstance(value, Tensor):
         value = value.to_numpy()
+    if isinstance(value, list):
+        value = np.asarray(value)
     if isinstance(value, np.ndarray):
         if value.dtype == object or value.dtype.kind in "USM":
             raise DataError(
@@ -144,12 +146,12 @@ def _entries(data: Any) -> dict[Key, Any]:
         return {}
     if isinstance(data, Mapping):
         return dict(data)
-    if isinstance(data, tuple | list):
+    if isinstance(data, tuple) or (isinstance(data, list) and any(map(is_rows, data))):
         return dict(enumerate(data))
     return {0: data}
 
 
-def _collate(dataset: Any) -> Any:
+def _collate(dataset: Any, collate: Callable = default_collate) -> Any:
     """All items of a map-style dataset as one batch."""
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise DataError(
@@ -158,7 +160,7 @@ def _collate(dataset: Any) -> Any:
         )
     if len(dataset) == 0:
         raise DataError("data is empty: the Dataset has no items")
-    return default_collate([dataset[i] for i in range(len(dataset))])
+    return collate([dataset[i] for i in range(len(dataset))])
 
 
 def _names(entries: Mapping[Key, Any], model: Any) -> dict[Key, str]:
@@ -177,7 +179,8 @@ def _names(entries: Mapping[Key, Any], model: Any) -> dict[Key, str]:
     return names
 
 
-def _check_rows(data: Data) -> None:
+def check_rows(data: Data) -> None:
+    """Refuse data without rows, or with a different number of them in different arguments."""
     lengths = {data.names[k]: len(v) for k, v in data.entries.items() if is_rows(v)}
     if any(n == 0 for n in lengths.values()):
         empty = [name for name, n in lengths.items() if n == 0]

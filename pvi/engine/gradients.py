@@ -37,7 +37,8 @@ class Tap:
         def scale(gradient: Tensor) -> Tensor:
             if self.ratio is None:
                 return gradient
-            return gradient * self.ratio.reshape(self.ratio.shape + (1,) * event_dim)
+            ratio = self.ratio.reshape(self.ratio.shape + (1,) * event_dim)
+            return gradient * ratio.to(gradient.dtype)
 
         view.register_hook(scale)
         return view

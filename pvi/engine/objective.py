@@ -62,8 +62,9 @@ class Objective(PyroELBO):
         gradient: "reparam" pathwise; "path" without the score part (less noise near the optimum);
             "score" by log densities, for any guide; "auto" pathwise where possible, else score.
         beta: weight of every KL, or a dict from site name to weight (1 for the others).
-        bound: "auto" weights datum by datum where latents are local to a plate, "per_datum" insists
-            on it, "joint" weights whole draws. Matters for alpha != 1 only.
+        bound_scope: "auto" weights datum by datum where latents are local to a plate, "per_datum"
+            insists on it, "joint" weights whole draws (`bound=` of the constructors). Matters for
+            alpha != 1 only.
         num_outer: bounds averaged; with global latents each has its own draw of them.
         vectorize_particles: one batched run for all particles, or a loop; `None` tries and
             compares.

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 import pyro
-import torch
-from pyro.infer.autoguide import AutoGuide
+from pyro.nn import PyroModule
 from torch import Tensor, nn
+
+from pvi.errors import GuideError
 
 
 class Params:
@@ -24,6 +27,8 @@ class Params:
 
     def __init__(self, *programs: Any, state: dict | None = None):
         self._modules = _modules_of(programs)
+        self._reached = _reached_by(programs)
+        _check_names(self._modules)
         self._state = state or {"params": {}, "constraints": {}}
         self._frozen: list[tuple[Tensor, Tensor]] = []
 
@@ -41,18 +46,28 @@ class Params:
         """Unconstrained leaves that want gradients, each once, by name."""
         return {name: leaf for name, leaf in self._leaves() if leaf.requires_grad}
 
+    def names(self) -> set[str]:
+        """Names of all parameters that exist by now."""
+        return {name for name, _ in self._leaves()}
+
     def is_network(self, name: str) -> bool:
-        """Whether a parameter is a weight of a neural network rather than a variational one."""
-        if name in self._current():
-            return "$$$" in name
-        index = int(name.split(":")[0].removeprefix("module"))
-        if isinstance(self._modules[index], AutoGuide) or hasattr(self._modules[index], "setup"):
-            return False
-        return not name.endswith("_unconstrained")
+        """Whether a parameter is a weight of a neural network rather than a variational one.
+
+        A weight is registered by `pyro.module`, or belongs to one of torch's layers or a submodule
+        of a plain module; parameters of guides and a program's own ones are variational.
+        """
+        if "$$$" in name:
+            return True
+        leaf = dict(self._leaves())[name]
+        for program in self._modules:
+            for path, module in program.named_modules():
+                if any(p is leaf for p in module.parameters(recurse=False)):
+                    return _is_layer(module) or (bool(path) and not isinstance(program, PyroModule))
+        return False
 
     def freeze(self) -> None:
         """Remember the present values of all parameters and buffers of the programs."""
-        buffers = [b for module in self._modules for b in module.buffers()]
+        buffers = [b for module in self._reached for b in module.buffers()]
         leaves = [leaf for _, leaf in self._leaves()]
         self._frozen = [(x, x.detach().clone()) for x in [*leaves, *buffers]]
 
@@ -63,9 +78,9 @@ class Params:
     @contextmanager
     def evaluation(self) -> Iterator[None]:
         """Put the programs that are modules in evaluation mode (dropout off) for a while."""
-        modes = [(m, m.training) for module in self._modules for m in module.modules()]
+        modes = [(m, m.training) for module in self._reached for m in module.modules()]
         try:
-            for module in self._modules:
+            for module in self._reached:
                 module.eval()
             yield
         finally:
@@ -108,6 +123,49 @@ def _modules_of(programs: tuple) -> list[nn.Module]:
     return list({id(m): m for m in owners if isinstance(m, nn.Module)}.values())
 
 
-def is_finite(tensors: list[Tensor]) -> Tensor:
-    """Whether all entries of all tensors are finite, as a scalar bool tensor."""
-    return torch.stack([x.isfinite().all() for x in tensors]).all()
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own kinds, made a PyroModule or not."""
+    kinds = (kind for kind in type(module).__mro__ if kind is not nn.Module)
+    return any(kind.__module__.startswith("torch.nn.modules") for kind in kinds)
+
+
+def _check_names(modules: list[nn.Module]) -> None:
+    """Refuse two PyroModules with a parameter of one name: Pyro would make them share it."""
+    owners: dict[str, Tensor] = {}
+    for module in modules:
+        if isinstance(module, PyroModule):
+            for name, leaf in module.named_parameters(prefix=module._pyro_name):
+                if owners.setdefault(name, leaf) is not leaf:
+                    raise GuideError(
+                        f"model and guide both have a parameter '{name}', and Pyro would make them "
+                        "share one value. Rename one of them."
+                    )
+
+
+def _reached_by(programs: tuple) -> list[nn.Module]:
+    """The modules that programs are, are methods of, or name in their code."""
+    found: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+    stack = list(programs)
+    while stack:
+        item = stack.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, nn.Module):
+            found[id(item)] = item
+            continue
+        stack += [getattr(item, key, None) for key in ("__self__", "__wrapped__", "func", "fn")]
+        stack += getattr(item, "args", ()) if isinstance(item, partial) else ()
+        if isinstance(item, FunctionType):
+            stack += [c.cell_contents for c in item.__closure__ or () if _is_set(c)]
+            named = (item.__globals__.get(name) for name in item.__code__.co_names)
+            stack += [x for x in named if isinstance(x, nn.Module | FunctionType)]
+    return list(found.values())
+
+
+def _is_set(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a name that is not bound yet
+        return False

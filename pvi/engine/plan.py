@@ -14,6 +14,7 @@ from pvi.engine.bounds import Scope, fold
 from pvi.engine.terms import Term, Terms, make_terms
 from pvi.engine.traces import (
     Program,
+    deterministic_nodes,
     hidden,
     nesting_of,
     pair,
@@ -152,13 +153,29 @@ def why_not_vectorized(
             guide_one = run_hidden(guide, args, kwargs, given)
             model_one = run_hidden(model, args, kwargs, given)
             alone = make_terms(pair(guide_one, model_one), {}, 1, None)
+            mixed = _mixed_up(model_trace, model_one, k)
+            if mixed:
+                return f"'{mixed}' has another value with a particle dimension"
             for term in alone:
                 if not _agree(together[term.name].per_particle()[k], term.per_particle()[0]):
                     return f"site '{term.name}' has another log density with a particle dimension"
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+    except Exception as error:  # whatever a program raises on shapes that it did not expect
         return (
-            f"the programs cannot broadcast ({type(error).__name__}: {str(error).splitlines()[0]})"
+            f"the programs cannot broadcast ({type(error).__name__}: "
+            f"{(str(error).splitlines() or [''])[0]})"
         )
+    return ""
+
+
+def _mixed_up(together: Any, alone: Any, k: int) -> str:
+    """The first deterministic site whose batched value is not particle `k`'s own, or ""."""
+    for name, node in deterministic_nodes(alone).items():
+        both, own = together.nodes[name]["value"], node["value"]
+        if both.numel() not in (own.numel(), PROBE * own.numel()):
+            return name
+        rows = both.reshape(-1, *own.shape)
+        if not _agree(rows[k if len(rows) > 1 else 0], own):
+            return name
     return ""
 
 
@@ -176,4 +193,4 @@ def particle_slice(vectorized: Any, single: Any, k: int, nesting: int) -> Any:
 
 def _agree(a: Tensor, b: Tensor) -> bool:
     tolerance = 1e-9 if a.dtype == torch.float64 else 1e-4
-    return bool(torch.isclose(a, b, rtol=tolerance, atol=tolerance * 10, equal_nan=True))
+    return bool(torch.isclose(a, b, rtol=tolerance, atol=tolerance * 10, equal_nan=True).all())

@@ -6,7 +6,7 @@ With `engine.subsampling` the only code that touches Pyro's effect handlers and 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -250,8 +250,10 @@ def _check_plates(name: str, p_node: Mapping, q_node: Mapping) -> None:
             f"site '{name}' has event shape {tuple(p_event)} in the model but {tuple(q_event)} in "
             "the guide. Make them equal, with .to_event(...)."
         )
-    p_plates = {plate.name: plate.full_size for plate in plates_of(p_node)}
-    q_plates = {plate.name: plate.full_size for plate in plates_of(q_node)}
+    p_plates, q_plates = (
+        {plate.name: plate.full_size for plate in plates_of(node) if plate.dim is not None}
+        for node in (p_node, q_node)
+    )
     if p_plates.keys() != q_plates.keys():
         raise GuideError(
             f"site '{name}' is in the plates {p_plates or 'none'} in the model but "
@@ -287,15 +289,18 @@ def _site(name: str, p_node: dict | None, q_node: dict | None, observed: bool) -
     for role, side in (("model", p_node), ("guide", q_node)):
         if side is not None:
             _check_shape(name, role, side)
-    p = None if p_node is None else _density(p_node)
-    q = None if q_node is None else _density(q_node)
+    p = None if p_node is None else density(p_node)
+    q = None if q_node is None else density(q_node)
+    if name.endswith("_unobserved") and p is not None and q is not None and q.mask is None:
+        q = replace(q, mask=p.mask)  # of obs_mask=: entries that are observed use no draw
     node = p_node if p_node is not None else q_node
     if node is None:
         raise ModelError(f"site '{name}' is in neither program")
     return Site(name, plates_of(node), p, q, observed)
 
 
-def _density(node: Mapping) -> Density:
+def density(node: Mapping) -> Density:
+    """What a program says at a sample statement."""
     subsample = math.prod(plate.scale for plate in plates_of(node))
     scale = node["scale"] / subsample
     if not isinstance(scale, Tensor) and math.isclose(scale, 1.0, rel_tol=1e-12):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ import torch
 from pvi.engine import ELBO, Objective
 from pvi.engine.checks import check, check_finite
 from pvi.engine.data import Batch, Data, as_data
+from pvi.engine.gradients import leaves_of
 from pvi.engine.objective import Evaluation
 from pvi.engine.params import Params
 from pvi.engine.plan import make_plan
 from pvi.engine.traces import Program, preserved_rng, run_hidden, sample_nodes
-from pvi.errors import DataError, FitError, GuideError, PviError
+from pvi.errors import DataError, FitError, GuideError, ModelError, PviError
 from pvi.fit.callbacks import Callback, Step
 from pvi.fit.minibatch import Minibatches, check_additive, data_plates
 from pvi.fit.progress import Progress
@@ -133,11 +135,11 @@ class _Trainer:
         self.model, self.guide, self.data, self.callbacks = model, guide, data, callbacks
         self.params = Params(model, guide)
         check_finite(data.named())
-        with self.params.scope():
+        with self.params.scope(), self.params.evaluation():
             check(model, guide, *data.whole(), data.named())
         self.batch_size = _batch_size(batch_size, data)
         self.batched = self._minibatches(plate, self.batch_size) if self.batch_size else None
-        self.objective = objective or ELBO(self._particles(), kl="exact")
+        self.objective = replace(objective or ELBO(self._particles(), kl="exact"))  # own baselines
         self.history = History()
 
     @property
@@ -161,7 +163,7 @@ class _Trainer:
 
     def _minibatches(self, plate: str | Sequence[str] | None, batch_size: int) -> Minibatches:
         named = [plate] if isinstance(plate, str) else plate
-        with self.params.scope():
+        with self.params.scope(), self.params.evaluation():
             plates = data_plates(self.model, self.data, batch_size, named)
             if plate is None:
                 check_additive(self.model, self.data, batch_size, plates)
@@ -179,8 +181,9 @@ class _Trainer:
                 reason = "interrupted"
             except PviError as failure:
                 reason, error = str(failure), failure
-            if self.batched:
-                self.batched.select(None)
+            finally:
+                if self.batched:
+                    self.batched.select(None)
         self.params.freeze()
         result = self._result(reason, seed, device)
         if error is not None:
@@ -231,10 +234,24 @@ class _Trainer:
             self._adopt(schedule, optimizer)
         if not value.loss.requires_grad:
             raise GuideError("the loss depends on no parameter, so there is nothing to fit")
+        if not self.history:
+            self._check_strays(value)
         value.loss.backward()
         leaves = [p for group in optimizer.param_groups for p in group["params"]]
         grads = [p.grad for p in leaves if p.grad is not None]
         return value, float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+
+    def _check_strays(self, value: Evaluation) -> None:
+        """Refuse parameters that shape the loss but that nobody trains."""
+        known = {id(p) for p in self.params.named().values()}
+        strays = [p for p in leaves_of([value.loss]) if id(p) not in known]
+        if strays:
+            raise ModelError(
+                f"the loss depends on a tensor of shape {tuple(strays[0].shape)} that wants "
+                "gradients but is no parameter of the model or the guide. Register its network "
+                "with pyro.module(name, network) inside the program, or make it a constant with "
+                "requires_grad_(False)."
+            )
 
     def _adopt(self, schedule: Schedule, optimizer: torch.optim.Optimizer) -> None:
         have = {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -11,7 +11,7 @@ from torch.distributions import biject_to
 
 from pvi.engine.data import Data
 from pvi.engine.subsampling import Minibatch, plate_frames
-from pvi.engine.traces import Program, masked, run_hidden, sample_nodes
+from pvi.engine.traces import Program, density, run_hidden, sample_nodes
 from pvi.errors import GuideError, ModelError
 from pvi.guides import Guide, prior_median
 
@@ -176,7 +176,7 @@ def _rows(nodes: Mapping[str, dict], plates: frozenset[str], rows: Tensor) -> di
 
 def _total(node: Mapping) -> tuple[Tensor, Tensor]:
     """Sum of a site's scaled log density, and of its absolute values, in float64."""
-    log_prob = masked(node["fn"].log_prob(node["value"]), node["mask"]).double() * node["scale"]
+    log_prob = density(node).log_prob().double() * node["scale"]
     return log_prob.sum(), log_prob.abs().sum()
 
 

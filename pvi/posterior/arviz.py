@@ -42,16 +42,21 @@ def to_datatree(
     import xarray
 
     with posterior.drawing(seed) as runner:
-        runs = runner.runs(num_draws)
         namer = _Namer(runner.nodes, coords or {}, dims or {})
-        draws = stack_draws([run.draws() for run in runs])
-        groups = {"posterior": namer.dataset(stack([run.sample() for run in runs]))}
-        if predictive:
-            values = stack([run.predictive(runner.observed) for run in runs])
-            groups["posterior_predictive"] = namer.dataset(values)
-        if log_likelihood:
-            values = stack([run.log_likelihood() for run in runs])
-            groups["log_likelihood"] = namer.dataset(values, event=False)
+        parts: dict[str, list] = {"posterior": [], "posterior_predictive": [], "log_likelihood": []}
+        chunks = []
+        for run in runner.runs(num_draws):
+            chunks.append(run.draws())
+            parts["posterior"].append(run.sample())
+            if predictive:
+                parts["posterior_predictive"].append(run.predictive(runner.observed))
+            if log_likelihood:
+                parts["log_likelihood"].append(run.log_likelihood())
+        draws = stack_draws(chunks)
+        groups = {
+            name: namer.dataset(stack(part), event=name != "log_likelihood")
+            for name, part in parts.items()
+        }
     stats = {"log_p": draws.log_p, "log_q": draws.log_q}
     groups["sample_stats"] = namer.dataset(stats)
     observed = {name: runner.nodes[name]["value"] for name in runner.observed}
@@ -59,8 +64,10 @@ def to_datatree(
     groups["constant_data"] = namer.constants(posterior.data.named(), observed)
     attrs = {"inference_library": "pvi", "sampling": "independent draws from the guide"}
     groups = {name: group for name, group in groups.items() if group.data_vars}
-    groups["posterior"].attrs.update(attrs)
-    return xarray.DataTree.from_dict(groups)
+    tree = xarray.DataTree.from_dict(groups)
+    if "posterior" in tree.children:
+        tree["posterior"].attrs.update(attrs)
+    return tree
 
 
 class _Namer:
@@ -102,7 +109,7 @@ class _Namer:
         batch = len(shape) - event_dim
         frames = {} if node is None else {p.dim: p.name for p in plates_of(node)}
         names, sizes, free = [], [], 0
-        own = list(self.dims.get(name, ()))
+        own = [dim for dim in self.dims.get(name, ()) if dim not in frames.values()]
         for i, size in enumerate(shape):
             plate = frames.get(i - batch) if i < batch else None
             if plate is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Unit
 from torch import Tensor
 
 from pvi.engine.plan import Plan
@@ -16,10 +17,12 @@ from pvi.engine.traces import (
     deterministic_nodes,
     pair,
     particles,
+    preserved_rng,
     run,
     run_hidden,
     sample_nodes,
 )
+from pvi.progress import progress
 
 CHUNK = 4_000_000  # numbers held at once while drawing
 
@@ -48,18 +51,26 @@ class Runner:
         self.model_trace = run_hidden(model, args, kwargs, self.guide_trace)
         sampled, computed = sample_nodes(self.model_trace), deterministic_nodes(self.model_trace)
         self.nodes = sampled | computed
-        self.observed = [name for name, node in sampled.items() if node["is_observed"]]
-        self.latent = [name for name in sampled if name not in self.observed]
+        self.latent = [name for name, node in sampled.items() if not node["is_observed"]]
+        self.observed = [
+            name
+            for name, node in sampled.items()
+            if node["is_observed"] and not isinstance(node["fn"], Unit)  # pyro.factor has no data
+        ]
         self.deterministic = list(computed)
 
-    def runs(self, num_draws: int) -> list["Run"]:
-        """Runs that together make `num_draws` draws: the guide's now, the model's when asked
-        for.
+    def runs(self, num_draws: int) -> Iterator["Run"]:
+        """Runs that together make `num_draws` draws, each from a random state of its own.
+
+        So the same seed gives the same draws, whatever else is computed between two runs.
         """
-        return [
-            Run(self, num, run(self.repeat(self.guide, num), self.args, self.kwargs))
-            for num in self._chunks(num_draws)
-        ]
+        chunks = list(self._chunks(num_draws))
+        seeds = torch.randint(2**62, (len(chunks),)).tolist()
+        for num, seed in progress(list(zip(chunks, seeds, strict=True)), "draw"):
+            with preserved_rng():
+                torch.manual_seed(seed)
+                guide_trace = run(self.repeat(self.guide, num), self.args, self.kwargs)
+                yield Run(self, num, guide_trace)
 
     def repeat(self, fn: Program, num: int) -> Program:
         return particles(fn, num, self.plan.nesting)
@@ -111,7 +122,7 @@ class Run:
         return {
             t.name: with_draws(t.log_p, self._num, nodes[t.name]["fn"].batch_shape)
             for t in self._terms
-            if t.kind == "likelihood" and t.log_p is not None
+            if t.name in self._runner.observed and t.log_p is not None
         }
 
     def predictive(self, names: list[str]) -> dict[str, Tensor]:
@@ -137,6 +148,8 @@ def with_draws(value: Tensor, num: int, shape: torch.Size) -> Tensor:
 
 def stack(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Join chunks along the draws."""
+    if not parts:
+        return {}
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -13,9 +13,9 @@ from pvi.engine.data import Data, as_data
 from pvi.engine.params import Params
 from pvi.engine.plan import make_plan
 from pvi.engine.traces import Program, is_delta, pair, preserved_rng
-from pvi.errors import ObjectiveError
+from pvi.errors import GuideError, ObjectiveError
 from pvi.posterior.draws import Draws, Runner, stack, stack_draws
-from pvi.posterior.predictive import check_rows, new_arguments
+from pvi.posterior.predictive import check_plates, new_arguments
 
 
 class Posterior:
@@ -49,11 +49,17 @@ class Posterior:
         self.data = data if isinstance(data, Data) else as_data(data, args, kwargs, model)
         self._device = device
         self._caveats = caveats
-        self._params = params or _copy_of_store(model, guide)
+        self._params = params or Params(
+            model, guide, state=dict(pyro.get_param_store().get_state())
+        )
         if not checked:
             check_finite(self.data.named())
-            with self._params.scope():
+            known = self._params.names()
+            with self._params.scope(), self._params.evaluation():
                 check(model, guide, *self.data.whole(), self.data.named())
+            _check_trained(self._params.names() - known)
+        if params is None:
+            self._params.freeze()
         self._runner: Runner | None = None
 
     def sample(self, num_draws: int = 1000, *, seed: int | None = None) -> dict[str, Tensor]:
@@ -96,7 +102,8 @@ class Posterior:
 
         Without arguments for the training data; with arguments for new data, which may have another
         number of rows. Arguments that hold the outcome may be left out. Latents outside the data's
-        plate keep their posterior; those inside need a guide that reads them off the new data.
+        plate keep their posterior; those inside belong to the rows, in order, unless the guide
+        reads them off the new data.
 
         Returns:
             `(num_draws, *site shape)` for each site.
@@ -108,27 +115,53 @@ class Posterior:
         with self.drawing(seed) as runner:
             names = [*runner.observed, *runner.deterministic]
             if new_data or new_kwargs:
-                check_rows(self.model, self.guide, args, kwargs)
+                check_plates(self.model, self.guide, args, kwargs)
                 runner = Runner(self.model, self.guide, args, kwargs, runner.plan)
             return stack([run.predictive(names) for run in runner.runs(num_draws)])
 
     def caveats(self) -> list[str]:
         """Why the log weights of this posterior would be meaningless; empty if they are sound."""
         sites = pair(self.runner.guide_trace, self.runner.model_trace)
-        points = not any(
-            site.p is None for site in sites
-        )  # else a Delta restates an auxiliary site
+        two = self.sample(2, seed=0)
         reasons = list(self._caveats)
-        reasons += [
-            f"the guide is a point (Delta) at site '{site.name}'"
-            for site in sites
-            if points and site.q is not None and is_delta(site.q.fn)
-        ]
+        if not any(site.p is not None and site.q is not None for site in sites):
+            reasons.append("the model has no latent site")
+        for site in sites:
+            if site.q is None:
+                continue
+            draws = two.get(site.name)  # a Delta that differs between draws restates another site
+            if is_delta(site.q.fn) and draws is not None and torch.equal(draws[0], draws[1]):
+                reasons.append(f"the guide is a point (Delta) at site '{site.name}'")
+            if isinstance(site.q.scale, Tensor) or site.q.scale != 1.0:
+                reasons.append(
+                    f"the guide scales site '{site.name}' (poutine.scale), so log p - log q is no "
+                    "weight: diagnose the programs without the scale"
+                )
         return reasons + [
             f"site '{site.name}' is in a subsampled plate"
             for site in sites
             if site.subsample_scale != 1.0
         ]
+
+    def on(
+        self, data: Any, *, args: tuple | None = None, kwargs: Mapping[str, Any] | None = None
+    ) -> "Posterior":
+        """The same programs and parameters on other data, such as held-out rows of a VAE.
+
+        Args:
+            data: as in `pvi.fit`.
+            args, kwargs: as in `pvi.fit`; by default those of these data.
+        """
+        return Posterior(
+            self.model,
+            self.guide,
+            data,
+            args=self.data.args if args is None else args,
+            kwargs=self.data.kwargs if kwargs is None else kwargs,
+            params=self._params,
+            device=self._device,
+            caveats=self._caveats,
+        )
 
     def to_datatree(self, num_draws: int = 1000, **options: Any) -> Any:
         """The posterior as an `xarray.DataTree`; options as in `to_arviz`."""
@@ -188,7 +221,12 @@ def from_svi(
     return Posterior(svi.model, svi.guide, data, args=args, kwargs=kwargs)
 
 
-def _copy_of_store(model: Program, guide: Program) -> Params:
-    params = Params(model, guide, state=dict(pyro.get_param_store().get_state()))
-    params.freeze()
-    return params
+def _check_trained(new: set[str]) -> None:
+    """Refuse parameters that were only created now: they hold their starting values."""
+    new = {name for name in new if "$$$" not in name}  # a registered network has its own values
+    if new:
+        raise GuideError(
+            f"parameter '{min(new)}' has no trained value: it was created only now. Train the "
+            "guide first; after pvi.fit use fit.posterior, or fit.posterior.on(data) for other "
+            "data."
+        )

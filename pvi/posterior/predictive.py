@@ -5,7 +5,8 @@ from typing import Any
 
 from pyro import poutine
 
-from pvi.engine.data import Data, as_tensor
+from pvi.engine.checks import check_finite
+from pvi.engine.data import Data, as_tensor, check_rows
 from pvi.engine.traces import Program, plates_of, run_hidden, sample_nodes, subset
 from pvi.errors import DataError, GuideError
 
@@ -18,8 +19,11 @@ def new_arguments(data: Data, new_data: tuple, new_kwargs: Mapping) -> tuple[tup
     """
     if not new_data and not new_kwargs:
         return data.whole()
-    device = data.device
-    keys = list(data.entries)
+    device, keys = data.device, list(data.entries)
+    if new_data and any(isinstance(key, str) for key in keys):
+        raise DataError(
+            f"the data were given by name, so give new data by name too: predict({keys[0]}=...)"
+        )
     if len(new_data) > len(keys):
         raise DataError(
             f"predict got {len(new_data)} arguments, but the data had {len(keys)}: "
@@ -31,22 +35,25 @@ def new_arguments(data: Data, new_data: tuple, new_kwargs: Mapping) -> tuple[tup
     by_name = {data.names[k]: k for k in keys}
     for name, value in new_kwargs.items():
         entries[by_name.get(name, name)] = as_tensor(value, device)
-    return Data(entries, data.args, data.kwargs, data.names).whole()
+    constants = {k: v for k, v in data.kwargs.items() if k not in new_kwargs}
+    new = Data(entries, data.args, constants, data.names)
+    check_rows(new)
+    check_finite({name: v for name, v in new.named().items() if v is not None})
+    return new.whole()
 
 
-def check_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping) -> None:
+def check_plates(model: Program, guide: Program, args: tuple, kwargs: Mapping) -> None:
     """Refuse new data whose plates have another size than the guide's own latents.
 
     Raises:
         GuideError: naming the site.
     """
-    guide_trace = run_hidden(guide, args, kwargs)
+    guide_trace = _run_new("guide", guide, args, kwargs)
     guide_nodes = sample_nodes(guide_trace)
     shared = [name for name, node in guide_nodes.items() if not plates_of(node)]
     free = poutine.uncondition(model)
-    model_nodes = sample_nodes(
-        run_hidden(free, args, kwargs, subset(guide_trace, shared, indices=False))
-    )
+    given = subset(guide_trace, shared, indices=False)
+    model_nodes = sample_nodes(_run_new("model", free, args, kwargs, given))
     for name, node in guide_nodes.items():
         if name not in model_nodes:
             continue
@@ -58,3 +65,15 @@ def check_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping) -> 
                     f"the guide was fitted to; the new data have {sizes[plate.name]}. Use a guide "
                     "that computes it from the data (an encoder), or fit again with the new rows."
                 )
+
+
+def _run_new(role: str, program: Program, args: tuple, kwargs: Mapping, given: Any = None) -> Any:
+    try:
+        return run_hidden(program, args, kwargs, given)
+    except (TypeError, AttributeError, RuntimeError) as error:
+        raise DataError(
+            f"the {role} can't run on these new data ({str(error).splitlines()[0]}). Arguments "
+            "that were left out, such as the outcome, are None there: give them, or let the "
+            "program do without (use len(x), not len(y)). Constants of one value for each training "
+            "row can't be reused."
+        ) from error
