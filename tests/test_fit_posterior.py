@@ -123,6 +123,30 @@ class TestConvergence:
         near = bool(((draws.mean(0) - mode).abs() < 2 * sd).all() and (draws.std(0) < 2 * sd).all())
         assert near or not fit.converged
 
+    def test_is_not_claimed_in_a_narrow_valley(self) -> None:
+        """An uncentred covariate correlates intercept and slope by -0.99: Adam creeps along.
+
+        The best mean-field bound is known: log Z - (sum log precision_jj - log det precision) / 2.
+        """
+        x = 100.0 + 15.0 * randn(60)
+        design = torch.stack([torch.ones(60), x], 1)
+        y = design @ torch.tensor([26.0, 0.6]) + 18.0 * randn(60, seed=1)
+
+        def model(design: Tensor, y: Tensor) -> None:
+            b = pyro.sample("b", dist.Normal(torch.zeros(2), 100.0).to_event(1))
+            with pyro.plate("data", len(y)):
+                pyro.sample("y", dist.Normal((design * b).sum(-1), 18.0), obs=y)
+
+        cov = 18.0**2 * torch.eye(60) + 100.0**2 * design @ design.T
+        log_z = float(dist.MultivariateNormal(torch.zeros(60), cov).log_prob(y))
+        precision = design.T @ design / 18.0**2 + torch.eye(2) / 100.0**2
+        best = log_z - 0.5 * float(precision.diagonal().log().sum() - precision.logdet())
+        fit = pvi.fit(model, data=(design, y), seed=0)
+        bounds = torch.tensor(fit.history["bound"][-200:])
+        se = float(bounds.std()) / math.sqrt(200)
+        assert float(bounds.mean()) < best + 3 * se
+        assert float(bounds.mean()) > best - 1.0 - 3 * se or not fit.converged
+
     def test_own_optimizer(self) -> None:
         y = randn(40) + 1.0
         optimizer = lambda params: torch.optim.Adam(params, lr=0.05)  # noqa: E731
@@ -160,6 +184,18 @@ class TestIsolation:
         two = pvi.fit(mean_model, guide, data=randn(40) - 3.0, steps=300, seed=0)
         assert torch.equal(one.posterior.sample(500, seed=1)["mu"], before)
         assert float(two.posterior.sample(500, seed=1)["mu"].mean()) < -2.0
+
+    def test_guides_of_two_fits(self) -> None:
+        """An objective on each fit's guide sees that guide, and leaves it as it is."""
+        data = [randn(40) + 3.0, randn(40) - 3.0]
+        fits: list[Any] = [pvi.fit(mean_model, data=y, steps=300, seed=0) for y in data]
+        states = [{n: v.clone() for n, v in f.guide.state_dict().items()} for f in fits]
+        pairs = zip(fits, data, strict=True)
+        bounds = [pvi.ELBO(100).bound(mean_model, f.guide, y) for f, y in pairs]
+        for fit, state, bound in zip(fits, states, bounds, strict=True):
+            assert bound == pytest.approx(fit.history["bound"][-50:].mean(), abs=2.0)
+            for name, value in fit.guide.state_dict().items():
+                assert torch.equal(value, state[name]), name
 
     def test_the_users_store_is_untouched(self) -> None:
         mine = pyro.param("loc", torch.tensor(7.0))

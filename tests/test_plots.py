@@ -1,5 +1,6 @@
 """Figures show what they are given, and pyplot never hears of them."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,17 @@ def texts(figure: Figure) -> list[str]:
     return [text for text in found if text]
 
 
+def intervals(axes: Any) -> list[np.ndarray]:
+    """Ends `(2, 2)` of every drawn interval: lines in arviz 1.x, collections in 0.x."""
+    ends = [np.asarray(line.get_xydata(), float) for line in axes.lines]
+    ends += [np.asarray(part) for group in axes.collections for part in _segments(group)]
+    return [each for each in ends if each.shape == (2, 2) and each[0, 1] == each[1, 1]]
+
+
+def _segments(group: Any) -> list:
+    return group.get_segments() if hasattr(group, "get_segments") else []
+
+
 def test_bound_shows_the_end_not_the_start() -> None:
     noise = RNG.normal(size=2_000)
     bound = -100.0 - 1e6 * np.exp(-np.arange(2_000) / 20) + noise
@@ -119,6 +131,29 @@ def test_forest_compares_posteriors(idata: Any) -> None:
     assert "beta[age]" in shown
 
 
+@pytest.mark.parametrize("names", [["sigma"], ["beta", "sigma"]])
+@pytest.mark.parametrize("count", [1, 2])
+def test_forest_shows_every_row(idata: Any, names: list[str], count: int) -> None:
+    models = {f"model {i}": idata for i in range(count)}
+    axes = next(a for a in plot_forest(models, names).axes if a.get_xlabel())
+    low, high = axes.get_ylim()
+    heights = [ends[0, 1] for ends in intervals(axes)]
+    assert len(heights) == 2 * count * len(axes.get_yticks())
+    assert low < min(heights) and max(heights) < high
+    assert len(axes.get_yticks()) == (1 if names == ["sigma"] else 4)
+
+
+def test_forest_compares_unequal_numbers_of_draws(idata: Any) -> None:
+    import xarray
+
+    posterior = getattr(idata["posterior"], "dataset", idata["posterior"])
+    few = xarray.DataTree.from_dict({"posterior": posterior.isel(draw=slice(20))})
+    axes = next(a for a in plot_forest({"all": idata, "few": few}, ["beta"]).axes if a.get_xlabel())
+    drawn = intervals(axes)
+    assert len(drawn) == 2 * 3 * 2  # models, values, intervals
+    assert np.isfinite(drawn).all()
+
+
 @pytest.mark.parametrize(("names", "message"), [(["gamma"], "gamma"), (["beta", "delta"], "delta")])
 def test_forest_of_unknown_sites(idata: Any, names: list[str], message: str) -> None:
     with pytest.raises(PviError, match=message):
@@ -137,8 +172,37 @@ def test_ppc_has_a_panel_for_each_site(idata: Any, tmp_path: Path) -> None:
     figure = plot_ppc(idata, 20)
     figure.savefig(tmp_path / "ppc.png")
     shown = texts(figure)
-    assert {"y", "counts", "density", "share of values", "observed"} <= set(shown)
+    assert {"y", "counts", "share of values up to here", "observed"} <= set(shown)
     assert "20 draws of the predictive" in shown
+
+
+def test_ppc_of_measurements_is_a_density(idata: Any) -> None:
+    import xarray
+
+    groups = {name: idata[name] for name in ("posterior_predictive", "observed_data")}
+    only = {name: getattr(group, "dataset", group)[["y"]] for name, group in groups.items()}
+    (axes,) = plot_ppc(xarray.DataTree.from_dict(only), 20).axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("y", "density")
+    drawn = [to_hex(line.get_color()) for line in axes.lines if len(line.get_xdata())]
+    assert drawn.count(arviz_api.OBSERVED) == 1
+    assert drawn.count(arviz_api.PREDICTED) == 20
+
+
+def test_ppc_of_labels_shows_their_shares() -> None:
+    import xarray
+
+    ones = np.zeros((1, 8, 100))
+    ones[..., :30] = 1.0
+    dims = ("chain", "draw", "row")
+    tree = {
+        "posterior_predictive": xarray.Dataset({"label": (dims, ones)}),
+        "observed_data": xarray.Dataset({"label": ("row", ones[0, 0])}),
+    }
+    (axes,) = plot_ppc(xarray.DataTree.from_dict(tree)).axes
+    for line in axes.lines:
+        shares = np.asarray(line.get_ydata())
+        assert not len(shares) or np.abs(shares - 0.7).min() < 0.011  # zeros: 70 of 100
+    assert axes.get_ylim()[0] == 0.0
 
 
 def test_ppc_needs_predictions(idata: Any) -> None:
@@ -149,6 +213,19 @@ def test_ppc_needs_predictions(idata: Any) -> None:
     )
     with pytest.raises(PviError, match="posterior_predictive"):
         plot_ppc(only)
+
+
+def test_without_matplotlib_the_extra_is_named(idata: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    calls = (
+        lambda: plot_bound(history(np.zeros(3))),
+        lambda: plot_forest(idata),
+        lambda: plot_ppc(idata),
+        lambda: plot_images({"data": np.zeros((1, 8, 8))}),
+    )
+    for call in calls:
+        with pytest.raises(PviError, match=r"pip install 'pvi\[plots\]'"):
+            call()
 
 
 def test_images_share_one_grey_scale() -> None:

@@ -53,7 +53,7 @@ class Schedule:
             raise GuideError("model and guide have no parameters, so there is nothing to fit")
         if self._factory is not None:
             return self._factory(list(named.values()))
-        return torch.optim.Adam(self.groups(params, named), betas=(0.9, 0.999))
+        return torch.optim.Adam(self.groups(params, named), betas=(0.9, 0.99))
 
     def groups(self, params: Params, named: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         """Parameter groups by first learning rate; a user's optimiser has its own rate."""

@@ -13,17 +13,16 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 PROBABILITY = 0.94
-OBSERVED, PREDICTED = "black", "C0"
+OBSERVED, PREDICTED = "#000000", "#1f77b4"
 COLORS = tuple(f"C{i}" for i in range(10))  # of models side by side: both versions' own order
-FAINT = 0.25
 PANEL = (4.5, 3.2)  # inches
 
 
 def forest(models: Mapping[str, Any], *, width: float, height: float) -> "Axes":
-    """Intervals of each variable of datasets `(chain, draw)`: the axes that hold the values.
+    """Intervals of each variable of datasets `(chain, draw)`: the axes, with names as y ticks.
 
     Args:
-        models: name -> dataset; they share rows and differ by colour (`COLORS`).
+        models: name -> dataset; they share rows and draws and differ by colour (`COLORS`).
     """
     arviz = _arviz()
     names = list(dict.fromkeys(str(name) for rows in models.values() for name in rows.data_vars))
@@ -47,16 +46,30 @@ def forest(models: Mapping[str, Any], *, width: float, height: float) -> "Axes":
         var_names=names,
         combined=True,
         point_estimate="median",
-        ci_kind="hdi",
+        ci_kind="eti",
         ci_probs=(0.5, PROBABILITY),
+        labels=[],  # names are ticks here, not texts in a panel of their own
+        visuals={
+            "remove_axis": False,
+            "point_estimate": {"size": 14},
+            "twig": {"width": 1.2},
+            "trunk": {"width": 2.6},
+        },
         backend="matplotlib",
         figure_kwargs=_layout(width, height),
     )
-    _take_figure(collection)
-    return collection.get_viz("plot", column="forest")
+    figure, axes = _take_figure(collection), collection.get_viz("plot", column="forest")
+    collection.get_viz("plot", column="labels").remove()
+    axes.set_subplotspec(figure.add_gridspec(1, 1)[0])
+    heights = collection.get_aes_as_dataset("y")
+    axes.set_yticks([float(heights[name].mean()) for name in names], names)
+    axes.tick_params(axis="y", left=False, labelleft=True)
+    return axes
 
 
-def ppc(predictive: Any, observed: Any, num_draws: int) -> tuple["Figure", dict[str, "Axes"]]:
+def ppc(
+    predictive: Any, observed: Any, num_draws: int, *, cumulative: bool
+) -> tuple["Figure", dict[str, "Axes"]]:
     """Distributions of the observed and the predicted values: the figure, and axes by site."""
     arviz = _arviz()
     names = [str(name) for name in observed.data_vars]
@@ -68,26 +81,26 @@ def ppc(predictive: Any, observed: Any, num_draws: int) -> tuple["Figure", dict[
         with _quiet():
             arviz.plot_ppc(
                 arviz.InferenceData.from_datatree(tree),
+                kind="cumulative" if cumulative else "kde",
                 num_pp_samples=num_draws,
                 random_seed=0,
                 mean=False,
                 legend=False,
-                alpha=FAINT,
                 colors=[PREDICTED, OBSERVED, PREDICTED],
                 ax=panels,
                 textsize=10,
             )
         return figure, dict(zip(names, panels, strict=True))
-    check_matplotlib()
     with _quiet():
         collection = arviz.plot_ppc_dist(
             tree,
+            kind="ecdf" if cumulative else "kde",
             num_samples=num_draws,
-            kind="auto",
             backend="matplotlib",
             visuals={
-                "predictive_dist": {"color": PREDICTED, "alpha": FAINT},
+                "predictive_dist": {"color": PREDICTED},
                 "observed_dist": {"color": OBSERVED},
+                "remove_axis": False,
             },
             figure_kwargs=_layout(width, height),
         )
