@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pvi.engine import ELBO, Objective
 from pvi.engine.checks import check, check_finite
@@ -18,6 +19,7 @@ from pvi.engine.plan import make_plan
 from pvi.engine.traces import Program, preserved_rng, run_hidden, sample_nodes
 from pvi.errors import DataError, FitError, GuideError, ModelError, PviError
 from pvi.fit.callbacks import Callback, Step
+from pvi.fit.drift import Path, rise_ahead
 from pvi.fit.minibatch import Minibatches, check_additive, data_plates
 from pvi.fit.progress import Progress
 from pvi.fit.result import Fit, History
@@ -194,7 +196,7 @@ class _Trainer:
     def _loop(self, schedule: Schedule, bar: Progress) -> str:
         """Batch, loss, gradient, step, until done; return why it has not converged, or ""."""
         optimizer = schedule.optimizer(self.params)
-        step, failures = 0, 0
+        step, failures, path = 0, 0, Path()
         while True:
             for batch in self.data.batches(self.batch_size):
                 value, grad_norm = self._gradient(schedule, optimizer, batch)
@@ -209,12 +211,34 @@ class _Trainer:
                 step += 1
                 self.history.add(bound, loss, optimizer.param_groups[0]["lr"], grad_norm)
                 schedule.after(step, bound, optimizer)
+                path.pass_by(step, _leaves(optimizer))
                 bar.update(step, bound, schedule.plateau)
                 state = Step(step, bound, loss, self.params)
                 if any([callback(state) is True for callback in self.callbacks]):
                     return "stopped by a callback"
                 if schedule.finished(step):
-                    return schedule.shortfall(self.history.bounds)
+                    level = schedule.shortfall(self.history.bounds)
+                    return level or self._drift(path, step, _leaves(optimizer))
+
+    def _drift(self, path: Path, step: int, leaves: list[Tensor]) -> str:
+        """Why a level bound does not mean the end of the way; "" if it does."""
+        way = path.since_middle(step, leaves)
+        if way is None:
+            return ""
+        programs = self.batched or self
+
+        def bound(seed: int) -> float:
+            torch.manual_seed(seed)
+            batch = next(self.data.batches(self.batch_size))
+            if self.batched:
+                self.batched.select(batch.indices, batch.size)
+            args, kwargs = batch.args, batch.kwargs
+            return -float(
+                self.objective.evaluate(programs.model, programs.guide, args, kwargs).loss
+            )
+
+        with preserved_rng(), torch.no_grad(), self.params.evaluation():
+            return rise_ahead(leaves, way, bound)
 
     def _gradient(
         self,
@@ -237,7 +261,7 @@ class _Trainer:
         if not self.history:
             self._check_strays(value)
         value.loss.backward()
-        leaves = [p for group in optimizer.param_groups for p in group["params"]]
+        leaves = _leaves(optimizer)
         grads = [p.grad for p in leaves if p.grad is not None]
         return value, float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
@@ -279,6 +303,10 @@ class _Trainer:
             reason=reason,
             seed=seed,
         )
+
+
+def _leaves(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _not_finite(step: int, value: Evaluation) -> str:

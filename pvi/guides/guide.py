@@ -2,6 +2,7 @@
 
 from abc import ABCMeta, abstractmethod
 from contextlib import ExitStack
+from itertools import count
 from typing import Any
 
 import pyro
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from pvi.engine.traces import Program
 from pvi.guides.prototype import InitLoc, Latent, latents, prior_median
+
+_NUMBERS = count(1)  # guides in Pyro's global store must not share names, or they share values
 
 
 class _Abstract(type(PyroModule), ABCMeta):  # type: ignore[misc]
@@ -29,7 +32,7 @@ class Guide(PyroModule, metaclass=_Abstract):
     """
 
     def __init__(self, model: Program, init_loc_fn: InitLoc = prior_median):
-        super().__init__()
+        super().__init__(f"{type(self).__name__}{next(_NUMBERS)}")
         self._model = (model,)  # in a tuple, so that a module's parameters stay its own
         self.init_loc_fn = init_loc_fn
         self.latents: dict[str, Latent] = {}

@@ -1,0 +1,76 @@
+"""Were the parameters still on their way when training ended? Look further along their path.
+
+In a narrow valley each step gains less than the noise of the bound, so a level history proves
+nothing. But the steps add up: from the middle of the fit to its end they point along the valley.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import fmean, stdev
+
+import torch
+from torch import Tensor
+
+FURTHER = (0.5, 2.0, 8.0)  # multiples of the way from the middle to the end
+REPEATS = 24
+NEGLIGIBLE = 0.1  # nats
+
+
+class Path:
+    """Where the parameters were about halfway, whenever training ends."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[int, dict[int, Tensor]]] = []
+
+    def pass_by(self, step: int, leaves: Sequence[Tensor]) -> None:
+        """Remember the parameters at steps 64, 128, 256, ..., the last two of them."""
+        if step >= 64 and step & (step - 1) == 0:
+            self._kept = [*self._kept[-1:], (step, {id(p): p.detach().clone() for p in leaves})]
+
+    def since_middle(self, step: int, leaves: Sequence[Tensor]) -> list[Tensor] | None:
+        """The way of each parameter since then; `None` if the fit was too short to tell."""
+        early = [values for at, values in self._kept if at <= 0.75 * step]
+        if not early:
+            return None
+        return [p.detach() - early[-1].get(id(p), p.detach()) for p in leaves]
+
+
+def rise_ahead(
+    leaves: Sequence[Tensor], way: Sequence[Tensor], bound: Callable[[int], float]
+) -> str:
+    """How much the bound would gain further along `way`, as a sentence; "" if nothing.
+
+    Args:
+        leaves: the parameters at the end; they are moved and put back.
+        bound: the bound with the noise and batch of a seed, so that differences are paired.
+    """
+    here = [bound(seed) for seed in range(REPEATS)]
+    for factor in FURTHER:
+        with _moved(leaves, way, factor):
+            there = [bound(seed) for seed in range(REPEATS)]
+        gains = [b - a for a, b in zip(here, there, strict=True)]
+        if not all(map(math.isfinite, gains)):
+            continue
+        gain, error = fmean(gains), stdev(gains) / math.sqrt(REPEATS)
+        if gain > max(NEGLIGIBLE, 4.0 * error):
+            return (
+                f"the parameters were still on their way: {factor:g} times the distance of the "
+                f"second half of the fit further on, the bound is {gain:.2g} nats higher; give "
+                "more steps, scale or centre the data, or use a richer guide"
+            )
+    return ""
+
+
+@contextmanager
+def _moved(leaves: Sequence[Tensor], way: Sequence[Tensor], factor: float) -> Iterator[None]:
+    start = [p.detach().clone() for p in leaves]
+    with torch.no_grad():
+        for p, d in zip(leaves, way, strict=True):
+            p.add_(d, alpha=factor)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in zip(leaves, start, strict=True):
+                p.copy_(value)
