@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from pvi.engine.bounds import Scope, fold
-from pvi.engine.terms import Term, Terms, make_terms
+from pvi.engine.joint import terms_of
+from pvi.engine.terms import Term, Terms
 from pvi.engine.traces import (
     Program,
     deterministic_nodes,
     hidden,
     nesting_of,
-    pair,
     particles,
     plates_of,
     replaced,
@@ -52,10 +52,10 @@ def make_plan(model: Program, guide: Program, args: tuple, kwargs: Mapping, boun
     """Run the pair a few times, without gradients or random side effects, and decide."""
     guide_trace = run_hidden(guide, args, kwargs)
     model_trace = run_hidden(model, args, kwargs, guide_trace)
-    sites = pair(guide_trace, model_trace)
+    terms = terms_of(guide_trace, model_trace)
     nesting = nesting_of(guide_trace, model_trace)
     reason = why_not_vectorized(model, guide, args, kwargs, guide_trace, nesting)
-    scope = _scope(make_terms(sites, {}, 1, None)) if bound != "joint" else Scope()
+    scope = _scope(terms) if bound != "joint" else Scope()
     if scope.plates and not _factorizes(model, guide, args, kwargs, guide_trace, scope):
         scope = Scope()
     if bound == "per_datum" and not scope.plates:
@@ -70,7 +70,7 @@ def make_plan(model: Program, guide: Program, args: tuple, kwargs: Mapping, boun
 def _scope(terms: Terms) -> Scope:
     """The plates over which the weights can factorise, by looking at where the sites stand."""
     plates = {t.name: frozenset(p.name for p in t.plates if p.dim is not None) for t in terms}
-    random = [t for t in terms if t.kind != "likelihood"]
+    random = [t for t in terms if t.kind in ("latent", "auxiliary")]
     observed = frozenset().union(*(plates[t.name] for t in terms if t.kind == "likelihood"))
     local = [plates[t.name] for t in random if plates[t.name] & observed]
     shared = frozenset.intersection(observed, *local) if local else frozenset()
@@ -91,13 +91,13 @@ def _factorizes(
     """
     given = subset(guide_trace, scope.outer)
 
-    def terms_of(values: Any) -> tuple[Any, Terms]:
+    def draw(values: Any) -> tuple[Any, Terms]:
         drawn = run(guide, args, kwargs, values)
-        return drawn, make_terms(pair(drawn, run(model, args, kwargs, drawn)), {}, 1, None)
+        return drawn, terms_of(drawn, run(model, args, kwargs, drawn))
 
     with hidden():
-        (one, first), (two, second) = terms_of(given), terms_of(given)
-        _, mixed = terms_of(_mixed(one, two, scope))
+        (one, first), (two, second) = draw(given), draw(given)
+        _, mixed = draw(_mixed(one, two, scope))
     for term in mixed:
         a, b, m = (_elements(t[term.name], scope) for t in (first, second, mixed))
         if term.name in scope.outer:
@@ -147,18 +147,19 @@ def why_not_vectorized(
     try:
         guide_trace = run_hidden(particles(guide, PROBE, nesting), args, kwargs)
         model_trace = run_hidden(particles(model, PROBE, nesting), args, kwargs, guide_trace)
-        together = make_terms(pair(guide_trace, model_trace), {}, PROBE, nesting)
+        together = terms_of(guide_trace, model_trace, PROBE, nesting)
         for k in range(PROBE):
             given = particle_slice(guide_trace, single, k, nesting)
             guide_one = run_hidden(guide, args, kwargs, given)
             model_one = run_hidden(model, args, kwargs, given)
-            alone = make_terms(pair(guide_one, model_one), {}, 1, None)
+            alone = terms_of(guide_one, model_one)
             mixed = _mixed_up(model_trace, model_one, k)
             if mixed:
                 return f"'{mixed}' has another value with a particle dimension"
-            for term in alone:
-                if not _agree(together[term.name].per_particle()[k], term.per_particle()[0]):
-                    return f"site '{term.name}' has another log density with a particle dimension"
+            both = zip([*together, *together.penalties], [*alone, *alone.penalties], strict=True)
+            for batched, one in both:
+                if not _agree(batched.per_particle()[k], one.per_particle()[0]):
+                    return f"site '{one.name}' has another log density with a particle dimension"
     except Exception as error:  # whatever a program raises on shapes that it did not expect
         return (
             f"the programs cannot broadcast ({type(error).__name__}: "

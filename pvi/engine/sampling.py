@@ -17,6 +17,7 @@ from pvi.engine.gradients import (
     frozen,
     leaves_of,
 )
+from pvi.engine.joint import terms_of
 from pvi.engine.plan import Plan
 from pvi.engine.terms import Terms, concatenate, make_terms
 from pvi.engine.traces import (
@@ -106,15 +107,17 @@ class Sampler:
             return self._run_path(num, given)
         guide_trace = self._guide(num, given)
         model_trace = self._model(num, guide_trace)
-        return Draw(self._terms(pair(guide_trace, model_trace), num, guide_trace), guide_trace)
+        return Draw(self._terms(guide_trace, model_trace, num), guide_trace)
 
     def _model(self, num: int, guide_trace: Any) -> Any:
         model = particles(self.model, num, self.plan.nesting)
         return run(model, self.args, self.kwargs, guide_trace)
 
-    def _terms(self, sites: list[Site], num: int, guide_trace: Any) -> Terms:
-        exact = exact_sites(sites, list(guide_trace.nodes)) if self.exact else {}
-        return make_terms(sites, exact, num, self.plan.nesting if num > 1 else None)
+    def _terms(
+        self, guide_trace: Any, model_trace: Any, num: int, sites: list[Site] | None = None
+    ) -> Terms:
+        nesting = self.plan.nesting if num > 1 else None
+        return terms_of(guide_trace, model_trace, num, nesting, exact=self.exact, sites=sites)
 
     def _run_path(self, num: int, given: Any) -> Draw:
         """A run whose log q is evaluated with the guide's parameters held fixed.
@@ -146,31 +149,15 @@ class Sampler:
         held = again({**fixed, **inner})
         sites = pair(held, model_trace)
         if not outside:
-            return Draw(self._terms(sites, num, guide_trace), guide_trace, [tap])
+            return Draw(self._terms(guide_trace, model_trace, num, sites), guide_trace, [tap])
         through = pair(again({**fixed, **outside}), model_trace)
         by_name = {site.name: site for site in through}
         sites = [replace(s, q=by_name[s.name].q) if s.name in outer else s for s in sites]
         control = [replace(s, p=None, observed=False) for s in through if s.name in inner]
-        terms = self._terms(sites, num, guide_trace)
-        return Draw(terms, guide_trace, [tap], self._terms(control, num, guide_trace))
+        terms = self._terms(guide_trace, model_trace, num, sites)
+        nesting = self.plan.nesting if num > 1 else None
+        return Draw(terms, guide_trace, [tap], make_terms(control, {}, num, nesting))
 
 
 def _reparam(node: Mapping) -> bool:
     return bool(getattr(node["fn"], "has_rsample", False))
-
-
-def exact_sites(sites: list[Site], guide_order: list[str]) -> dict[str, str]:
-    """For which latents the exact KL is right: "exact", or why it may not be.
-
-    The prior of z may depend on every latent that precedes it in the model. The closed form is an
-    expectation over z alone, so none of those may follow z in the guide, where they may depend on
-    it.
-    """
-    model_order = [s.name for s in sites if s.p is not None and s.q is not None]
-    position = {name: i for i, name in enumerate(guide_order)}
-    exact = {}
-    for i, name in enumerate(model_order):
-        later = [other for other in model_order[:i] if position[other] > position[name]]
-        follows = f"sample: prior may depend on '{later[0]}', later in the guide" if later else ""
-        exact[name] = follows or "exact"
-    return exact

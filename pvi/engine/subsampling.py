@@ -45,6 +45,9 @@ class Minibatch(Messenger):
         if type(msg["fn"]) is _Subsample and self._active(msg["name"]):
             msg["value"] = self._value()  # an outer replay has put the guide's indices there
 
+    def _pyro_pvi_effect(self, msg: dict) -> None:
+        self._rescale(msg)
+
     def _pyro_param(self, msg: dict) -> None:
         self._rescale(msg)
 

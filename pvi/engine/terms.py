@@ -4,18 +4,19 @@ For latent site $s$ with particles $k$ and plates: $\\log p_s - \\log q_s$ by Mo
 $-\\mathrm{KL}(q_s \\| p_s)$ in closed form; for an observed one $\\log p_s$. All in nats.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pvi.engine.traces import Density, Plate, Scale, Site, is_delta
+from pvi.engine.traces import PARTICLES, Density, Plate, Scale, Site, is_delta, masked, plates_of
 from pvi.errors import ModelError
 
-Kind = Literal["likelihood", "latent", "auxiliary"]
+Kind = Literal["likelihood", "latent", "auxiliary", "analytic", "penalty"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class Term:
     """One site's part of the log weight; tensors are `(K, *batch)`, masked, and without any scale.
 
     Args:
+        kind: "analytic" is a `pvi.kl`, "penalty" a `pvi.penalty` (its value is `kl`).
         log_p, log_q: log densities under the model and the guide; `None` where the site is absent.
         kl: the exact, already scaled divergence where one was used, else `None`.
         scale_p, scale_q: the user's `poutine.scale` on either side.
         how: how its divergence is computed: "exact", "sample", or why it fell back to sampling.
         reparameterized, point: whether the guide's draw can be differentiated, or is a Delta.
+        sites: what the programs said, one entry a run: one for a batch of particles, else K.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Term:
     how: str
     reparameterized: bool
     point: bool = False
+    sites: tuple[Site, ...] = ()
 
     def log_ratio(self, weight: float | Tensor = 1.0, *, scaled: bool = True) -> Tensor:
         """Its addend to the log weight, `(K, *batch)`, with its KL times `weight` (beta).
@@ -72,9 +76,10 @@ class Term:
 
 @dataclass(frozen=True)
 class Terms:
-    """All terms of a model and a guide, in the model's order."""
+    """All terms of a model and a guide, in the model's order; penalties are no part of a bound."""
 
     items: tuple[Term, ...]
+    penalties: tuple[Term, ...] = ()
 
     def __iter__(self) -> Iterator[Term]:
         return iter(self.items)
@@ -106,19 +111,29 @@ class Terms:
             total = total + term.per_particle()
         return total
 
+    def penalty(self) -> Tensor:
+        """Sum of the `pvi.penalty` values, `(K,)`; it is minimised."""
+        parts = [-t.per_particle() for t in self.penalties]
+        return torch.stack(parts).sum(0) if parts else torch.zeros(self.num_particles)
+
     def _sum(self, kind: Kind) -> Tensor:
         parts = [t.per_particle() for t in self if t.kind == kind]
         return torch.stack(parts).sum(0) if parts else torch.zeros(self.num_particles)
 
 
 def make_terms(
-    sites: list[Site], exact: Mapping[str, str], num_particles: int, nesting: int | None
+    sites: list[Site],
+    exact: Mapping[str, str],
+    num_particles: int,
+    nesting: int | None,
+    effects: Sequence[Mapping] = (),
 ) -> Terms:
     """Turn paired sites of one run into `Terms`.
 
     Args:
         exact: for each latent, "exact" to use a closed form if there is one, else why not.
         nesting: number of plate dimensions under the particle plate; `None` if run without one.
+        effects: messages of `pvi.kl` and `pvi.penalty` in that run.
     """
 
     def lead(x: Tensor) -> Tensor:
@@ -127,7 +142,51 @@ def make_terms(
         x = x.reshape((1,) * (nesting + 1 - x.dim()) + x.shape)
         return x.expand(num_particles, *x.shape[1:])
 
-    return Terms(tuple(_term(site, exact.get(site.name, "sample"), lead) for site in sites))
+    terms = [_term(site, exact.get(site.name, "sample"), lead) for site in sites]
+    more = [_effect(message, lead) for message in effects]
+    _check_names([term.name for term in [*terms, *more]])
+    penalties = tuple(term for term in more if term.kind == "penalty")
+    return Terms((*terms, *(t for t in more if t.kind == "analytic")), penalties)
+
+
+def _check_names(names: list[str]) -> None:
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice:
+        raise ModelError(
+            f"'{twice[0]}' names two things; give each site, pvi.kl and pvi.penalty its own name."
+        )
+
+
+def _effect(message: Mapping, lead: Callable[[Tensor], Tensor]) -> Term:
+    """A `pvi.kl` or `pvi.penalty` as a term, scaled and masked as its plates say."""
+    kind, plates = message["kind"], plates_of(message)
+    value = _filling(message)
+    subsample = math.prod(plate.scale for plate in plates)
+    scaled = masked(value, message["mask"]) * (message["scale"] / subsample)
+    how = "exact" if kind == "analytic" else "penalty"
+    return Term(
+        message["name"], kind, plates, subsample, None, None, lead(scaled), 1.0, 1.0, how, True
+    )
+
+
+def _filling(message: Mapping) -> Tensor:
+    """The value of an effect, one for each element of the plates around it."""
+    frames = {f.dim: f for f in message["cond_indep_stack"] if f.dim is not None}
+    value, kind = message["value"], message["kind"]
+    shape = [frames[d].size if d in frames else 1 for d in range(min(frames, default=0), 0)]
+    own = [frames[d].size for d in frames if frames[d].name != PARTICLES]
+    try:
+        full = value.expand(shape)
+    except RuntimeError:
+        full = None
+    if full is None or (kind == "penalty" and math.prod(own) > max(value.numel(), 1)):
+        known = {f.name: f.size for f in frames.values() if f.name != PARTICLES}
+        raise ModelError(
+            f"pvi.{kind} '{message['name']}' has a value of shape {tuple(value.shape)}, but the "
+            f"plates around it are {known or 'none'}. Give one value for each of their elements, "
+            "or move it out of the plates."
+        )
+    return full
 
 
 def _term(site: Site, how: str, lead) -> Term:
@@ -153,6 +212,7 @@ def _term(site: Site, how: str, lead) -> Term:
         how="" if kind == "likelihood" else how if kind == "latent" else "sample",
         reparameterized=reparameterized,
         point=site.q is not None and is_delta(site.q.fn),
+        sites=(site,),
     )
 
 
@@ -211,9 +271,15 @@ def concatenate(runs: list[Terms]) -> Terms:
         present = [t for t in tensors if t is not None]
         return torch.cat(present) if present else None
 
-    items = []
-    for group in zip(*(r.items for r in runs), strict=True):
-        parts = {key: cat([getattr(t, key) for t in group]) for key in ("log_p", "log_q", "kl")}
-        first = group[0]
-        items.append(Term(**{**first.__dict__, **parts}))
-    return Terms(tuple(items))
+    def join(groups: Iterable[tuple[Term, ...]]) -> tuple[Term, ...]:
+        items = []
+        for group in groups:
+            parts = {key: cat([getattr(t, key) for t in group]) for key in ("log_p", "log_q", "kl")}
+            sites = tuple(site for term in group for site in term.sites)
+            items.append(replace(group[0], **parts, sites=sites))
+        return tuple(items)
+
+    return Terms(
+        join(zip(*(r.items for r in runs), strict=True)),
+        join(zip(*(r.penalties for r in runs), strict=True)),
+    )

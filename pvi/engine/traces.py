@@ -15,6 +15,7 @@ from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from pvi.engine.effects import Collector
 from pvi.errors import GuideError, ModelError
 
 PARTICLES = "_pvi_particles"
@@ -77,10 +78,16 @@ def masked(x: Tensor, mask: Tensor | bool | None) -> Tensor:
 
 
 def run(fn: Program, args: tuple, kwargs: Mapping, given: Any = None) -> poutine.Trace:
-    """Trace `fn(*args, **kwargs)`, taking the values of `given` (a trace) where it has them."""
+    """Trace `fn(*args, **kwargs)`, taking the values of `given` (a trace) where it has them.
+
+    What `pvi.kl` and `pvi.penalty` said on the way is the trace's attribute `effects`.
+    """
     if given is not None:
         fn = poutine.replay(fn, trace=given)
-    return poutine.trace(fn).get_trace(*args, **kwargs)
+    with Collector() as collector:
+        trace: Any = poutine.trace(fn).get_trace(*args, **kwargs)
+    trace.effects = collector.messages
+    return trace
 
 
 def run_hidden(fn: Program, args: tuple, kwargs: Mapping, given: Any = None) -> poutine.Trace:

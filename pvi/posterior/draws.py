@@ -10,12 +10,12 @@ from pyro import poutine
 from pyro.distributions import Unit
 from torch import Tensor
 
+from pvi.engine.joint import terms_of
 from pvi.engine.plan import Plan
-from pvi.engine.terms import Terms, make_terms
+from pvi.engine.terms import Terms
 from pvi.engine.traces import (
     Program,
     deterministic_nodes,
-    pair,
     particles,
     preserved_rng,
     run,
@@ -97,7 +97,7 @@ class Run:
     @cached_property
     def _terms(self) -> Terms:
         nesting = self._runner.plan.nesting if self._num > 1 else None
-        return make_terms(pair(self._guide_trace, self._model_trace), {}, self._num, nesting)
+        return terms_of(self._guide_trace, self._model_trace, self._num, nesting)
 
     def _run(self, model: Program) -> Any:
         r = self._runner
