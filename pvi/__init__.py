@@ -2,7 +2,22 @@
 
 from pvi import guides
 from pvi.diagnostics import Diagnosis, diagnose
-from pvi.engine import ELBO, IWAE, BetaELBO, Objective, RenyiELBO, TraceMeanFieldELBO
+from pvi.engine import (
+    ELBO,
+    IWAE,
+    BetaELBO,
+    BetaTC,
+    Capacity,
+    FreeBits,
+    Objective,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    TraceMeanFieldELBO,
+    WeightedDraws,
+    kl,
+    penalty,
+    schedules,
+)
 from pvi.errors import DataError, FitError, GuideError, ModelError, ObjectiveError, PviError
 from pvi.fit import Fit, fit
 from pvi.posterior import Posterior, from_svi
@@ -13,10 +28,13 @@ __all__ = [
     "ELBO",
     "IWAE",
     "BetaELBO",
+    "BetaTC",
+    "Capacity",
     "DataError",
     "Diagnosis",
     "Fit",
     "FitError",
+    "FreeBits",
     "GuideError",
     "ModelError",
     "Objective",
@@ -24,9 +42,14 @@ __all__ = [
     "Posterior",
     "PviError",
     "RenyiELBO",
+    "ReweightedWakeSleep",
     "TraceMeanFieldELBO",
+    "WeightedDraws",
     "diagnose",
     "fit",
     "from_svi",
     "guides",
+    "kl",
+    "penalty",
+    "schedules",
 ]

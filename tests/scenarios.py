@@ -17,7 +17,14 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, init_to_val
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+import pvi
+
 Program = Callable[..., Any]
+
+EXACT = 1e-10  # two ways to compute the same number in double precision
+K = 5  # particles
+ALPHAS = {"elbo": 1.0, "iwae": 0.0, "renyi 0.5": 0.5, "renyi 2": 2.0}
+BATCHED = {"batched": True, "looped": False}
 
 
 @contextmanager
@@ -33,6 +40,12 @@ def isolated(dtype: torch.dtype = torch.float64, seed: int = 0) -> Iterator[None
     finally:
         torch.set_default_dtype(default)
         pyro.clear_param_store()
+
+
+def objective(alpha: float, num_particles: int = K, **options: Any) -> pvi.Objective:
+    if alpha == 1.0:
+        return pvi.ELBO(num_particles, **options)
+    return pvi.RenyiELBO(alpha, num_particles, **options)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -99,7 +112,9 @@ def power_mean(log_w: Tensor, alpha: float) -> Tensor:
 def gradients(loss: Tensor) -> dict[str, Tensor]:
     """Gradients of all parameters in the store, by name."""
     leaves = {n: p.unconstrained() for n, p in pyro.get_param_store().items()}
-    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    found = torch.autograd.grad(
+        loss, list(leaves.values()), allow_unused=True, retain_graph=True
+    )
     return {
         n: torch.zeros_like(p) if g is None else g
         for (n, p), g in zip(leaves.items(), found, strict=True)

@@ -1,7 +1,7 @@
 """Values and gradients of the bounds where they are known, and Pyro's are wrong."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -14,9 +14,12 @@ from torch import Tensor
 import pvi
 from pvi.errors import ObjectiveError
 from tests.scenarios import (
+    ALPHAS,
+    BATCHED,
+    EXACT,
     FixedNoise,
+    K,
     gradients,
-    isolated,
     local_guide,
     local_model,
     mean_model,
@@ -26,6 +29,7 @@ from tests.scenarios import (
     nested_model,
     normal,
     normal_log_z,
+    objective,
     param,
     positive,
     power_mean,
@@ -34,22 +38,7 @@ from tests.scenarios import (
     repeat,
 )
 
-EXACT = 1e-10
-K = 5
-ALPHAS = {"elbo": 1.0, "iwae": 0.0, "renyi 0.5": 0.5, "renyi 2": 2.0}
-BATCHED = {"batched": True, "looped": False}
-
-
-@pytest.fixture(autouse=True)
-def _isolated() -> Iterator[None]:
-    with isolated():
-        yield
-
-
-def objective(alpha: float, num_particles: int = K, **options: Any) -> pvi.Objective:
-    if alpha == 1.0:
-        return pvi.ELBO(num_particles, **options)
-    return pvi.RenyiELBO(alpha, num_particles, **options)
+pytestmark = pytest.mark.usefixtures("isolated")
 
 
 def per_datum_reference(x: Tensor, alpha: float, draws: int = 40_000) -> tuple[float, float]:

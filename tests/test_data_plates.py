@@ -1,7 +1,5 @@
 """Which plates are the data, and models that no sum over batches can stand for."""
 
-from collections.abc import Iterator
-
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -17,19 +15,13 @@ from pvi.engine.data import as_data
 from pvi.errors import GuideError, ModelError, ObjectiveError
 from pvi.fit.minibatch import data_plates
 from tests.scenarios import (
-    isolated,
+    EXACT,
     local_model,
     mean_model,
     randn,
 )
 
-EXACT = 1e-10
-
-
-@pytest.fixture(autouse=True)
-def _isolated() -> Iterator[None]:
-    with isolated():
-        yield
+pytestmark = pytest.mark.usefixtures("isolated")
 
 
 class TestDetection:

@@ -1,6 +1,5 @@
 """What `data=` may be, and which rows a step sees."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pyro
@@ -13,19 +12,13 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, Tensor
 import pvi
 from pvi.errors import GuideError
 from tests.scenarios import (
-    isolated,
+    EXACT,
     local_model,
     mean_model,
     randn,
 )
 
-EXACT = 1e-10
-
-
-@pytest.fixture(autouse=True)
-def _isolated() -> Iterator[None]:
-    with isolated():
-        yield
+pytestmark = pytest.mark.usefixtures("isolated")
 
 
 class TestInputs:

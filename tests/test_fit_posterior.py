@@ -1,7 +1,6 @@
 """Fits of conjugate models agree with the closed form, and know nothing of each other."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pyro
@@ -16,7 +15,6 @@ from torch import Tensor
 import pvi
 from pvi.guides import MeanField
 from tests.scenarios import (
-    isolated,
     local_model,
     mean_model,
     mean_posterior,
@@ -26,13 +24,7 @@ from tests.scenarios import (
     randn,
 )
 
-EXACT = 1e-10
-
-
-@pytest.fixture(autouse=True)
-def _isolated() -> Iterator[None]:
-    with isolated():
-        yield
+pytestmark = pytest.mark.usefixtures("isolated")
 
 
 class TestPosterior:

@@ -1,7 +1,7 @@
 """KL terms: closed forms and when to use them, scales and masks, beta."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -14,9 +14,10 @@ from torch import Tensor
 
 import pvi
 from tests.scenarios import (
+    EXACT,
     FixedNoise,
+    K,
     gradients,
-    isolated,
     local_model,
     mean_se,
     nested_guide,
@@ -30,14 +31,7 @@ from tests.scenarios import (
     repeat,
 )
 
-EXACT = 1e-10
-K = 5
-
-
-@pytest.fixture(autouse=True)
-def _isolated() -> Iterator[None]:
-    with isolated():
-        yield
+pytestmark = pytest.mark.usefixtures("isolated")
 
 
 class TestScales:

@@ -61,7 +61,7 @@ def idata() -> Any:
 def history(bound: np.ndarray) -> History:
     result = History()
     for i, value in enumerate(bound):
-        result.add(value, -value, 0.05 * 0.999**i, 1.0)
+        result.add({"bound": value, "loss": -value, "lr": 0.05 * 0.999**i, "grad_norm": 1.0})
     return result
 
 

@@ -10,7 +10,7 @@ datum by datum inside it, so that subsampling scales the bound and never the wei
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from pvi.engine.traces import Plate
 from pvi.errors import ObjectiveError
 
 Weight = Callable[[Term], float | Tensor]
+Mean = Callable[[Tensor], Tensor]
+Order = float | Mean  # alpha, or a mean of log weights over the particles of the user's own
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,13 @@ class Scope:
         return f"per element of {', '.join(sorted(self.plates))}" if self.plates else "joint"
 
 
-def renyi_mean(log_w: Tensor, alpha: float) -> Tensor:
+def renyi_mean(log_w: Tensor, order: Order) -> Tensor:
     """Order-alpha mean of log weights over particles: `(K, *plates) -> (*plates)`, nats."""
-    if alpha == 1.0:
+    if callable(order):
+        return order(log_w)
+    if order == 1.0:
         return log_w.mean(0)
-    power = 1.0 - alpha
+    power = 1.0 - order
     return (torch.logsumexp(power * log_w, 0) - math.log(len(log_w))) / power
 
 
@@ -63,20 +67,27 @@ class Inner:
     log_w: Tensor
     size: float
 
-    def value(self, alpha: float) -> Tensor:
-        return self.size * renyi_mean(self.log_w, alpha).sum()
+    def value(self, order: Order) -> Tensor:
+        return self.size * renyi_mean(self.log_w, order).sum()
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A bound's value, a scalar, and its weighted part if it has one."""
+    """A bound's value, a scalar, its weighted part if it has one, and what stands outside."""
 
     value: Tensor
     inner: Inner | None
+    outer: Tensor = field(default_factory=lambda: torch.zeros(()))
 
 
 def split(terms: Terms, weight: Weight, scope: Scope) -> tuple[Tensor, Inner | None]:
     """ELBO terms of the outer sites as a scalar, and the inner ones as log weights; nats."""
+    analytic = [t.name for t in terms if t.kind == "analytic"]
+    if analytic:
+        raise ObjectiveError(
+            f"pvi.kl '{analytic[0]}' is a term of the ELBO: importance weights need a draw and its "
+            "densities. Use pvi.ELBO, or sample the latent with pyro.sample."
+        )
     inner = [t for t in terms if t.name not in scope.outer]
     outer = [t for t in terms if t.name in scope.outer]
     total = sum((t.per_particle(weight(t)).mean() for t in outer), start=torch.zeros(()))

@@ -11,7 +11,9 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
-from pvi.engine.traces import Density, Program, Site, hidden, is_delta, pair
+from pvi.engine.enumeration import marks, reduced
+from pvi.engine.look import look
+from pvi.engine.traces import Density, Program, Site, hidden, is_delta, nesting_of, pair
 from pvi.errors import DataError, GuideError, ModelError
 
 MISSING = "Drop those rows, impute them, or leave those entries out with obs_mask= or poutine.mask."
@@ -48,6 +50,10 @@ def check(
     with hidden(), pyro.validation_enabled(True):
         guide_trace = _run("guide", guide, args, kwargs, named)
         model_trace = _run("model", poutine.replay(model, trace=guide_trace), args, kwargs, named)
+        nesting = nesting_of(guide_trace, model_trace)
+        enumeration = marks(guide_trace, model_trace, nesting, average=False)
+        if enumeration:
+            _, guide_trace, model_trace = look(model, guide, args, kwargs, average=False)
         sites = pair(guide_trace, model_trace)
         if not any(site.observed for site in sites):
             raise ModelError(
@@ -57,8 +63,15 @@ def check(
         for site in sites:
             if site.observed:
                 _check_observation(site, named)
-            else:
-                _check_latent(site, named)
+            elif site.p is not None and site.q is not None:
+                _check_support(site.name, site.p, site.q)
+        if enumeration:
+            sites = reduced(sites, guide_trace, model_trace, enumeration)
+        for site in sites:
+            of_p = "likelihood" if site.observed else "prior"
+            for role, side in ((of_p, site.p), ("guide", site.q)):
+                if side is not None:
+                    _check_density(site.name, role, side, named)
 
 
 def _check_signature(role: str, program: Program, args: tuple, kwargs: Mapping) -> None:
@@ -118,7 +131,6 @@ def _check_observation(site: Site, named: Mapping[str, Any]) -> None:
             f"{_where(bad, f'values outside the support {p.fn.support}')} of its {_name(p.fn)} "
             "likelihood. Check the data's coding, or use another distribution."
         )
-    _check_density(site.name, "likelihood", p, named)
 
 
 def _check_shape(name: str, p: Density) -> None:
@@ -134,14 +146,6 @@ def _check_shape(name: str, p: Density) -> None:
             f"and distribution have {tuple(expected)}. Reshape the data (a column of N rows needs "
             ".squeeze(-1)), or the likelihood."
         )
-
-
-def _check_latent(site: Site, named: Mapping[str, Any]) -> None:
-    if site.q is not None and site.p is not None:
-        _check_support(site.name, site.p, site.q)
-    for role, side in (("prior", site.p), ("guide", site.q)):
-        if side is not None:
-            _check_density(site.name, role, side, named)
 
 
 def _check_support(name: str, p: Density, q: Density) -> None:

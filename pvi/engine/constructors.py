@@ -2,16 +2,20 @@
 
 from typing import Any, Literal
 
+from pvi.engine.custom import GradientRule
 from pvi.engine.gradients import Gradient
-from pvi.engine.objective import Beta, Objective
+from pvi.engine.objective import Objective
+from pvi.engine.wake import Wake
+from pvi.engine.weighting import Beta, Rule
 
 
 def ELBO(
     num_particles: int = 1,
     *,
     kl: Literal["sample", "exact"] = "sample",
-    gradient: Gradient = "auto",
+    gradient: Gradient | GradientRule = "auto",
     beta: Beta = 1.0,
+    weighting: Rule | None = None,
     vectorize_particles: bool | None = None,
 ) -> Objective:
     """Evidence lower bound $E_q[\\log p(x, z) - \\log q(z)] \\le \\log p(x)$, in nats.
@@ -21,13 +25,19 @@ def ELBO(
         kl: "sample" (Kingma and Welling 2014, estimator A) or "exact" (estimator B).
         gradient: "reparam", "path", "score", or "auto": pathwise where possible, else score.
         beta: weight of each KL; see `BetaELBO`.
+        weighting: `FreeBits`, `Capacity` or `BetaTC`.
         vectorize_particles: `None` to batch particles where the programs allow it.
 
     >>> ELBO(num_particles=4).num_particles
     4
     """
     return Objective(
-        num_particles, kl=kl, gradient=gradient, beta=beta, vectorize_particles=vectorize_particles
+        num_particles,
+        kl=kl,
+        gradient=gradient,
+        beta=beta,
+        weighting=weighting,
+        vectorize_particles=vectorize_particles,
     )
 
 
@@ -45,7 +55,7 @@ def BetaELBO(beta: Beta, num_particles: int = 1, **options: Any) -> Objective:
     1 only.
 
     Args:
-        beta: one weight >= 0, or a dict from site name to weight.
+        beta: one weight >= 0, one of `pvi.schedules`, or a dict from site name to such.
     """
     return ELBO(num_particles, beta=beta, **options)
 
@@ -64,7 +74,7 @@ def RenyiELBO(
     alpha: float,
     num_particles: int,
     *,
-    gradient: Gradient = "auto",
+    gradient: Gradient | GradientRule = "auto",
     beta: Beta = 1.0,
     bound: Literal["auto", "per_datum", "joint"] = "auto",
     num_outer: int = 1,
@@ -84,3 +94,20 @@ def RenyiELBO(
         num_outer=num_outer,
         vectorize_particles=vectorize_particles,
     )
+
+
+def ReweightedWakeSleep(
+    num_particles: int = 2, *, insomnia: float = 1.0, **options: Any
+) -> Objective:
+    """IWAE whose guide learns in phases of its own (Bornschein and Bengio 2015), in nats; see
+    `Wake`.
+
+    The bound reported is IWAE's, and the model's parameters follow its gradient. The guide follows
+    the weighted draws ("wake") and, with `insomnia` < 1, latents simulated from the model
+    ("sleep").
+
+    Args:
+        num_particles: K; with K = 1 the wake phase of the guide has no direction.
+        insomnia: weight of wake against sleep.
+    """
+    return IWAE(num_particles, gradient=Wake(insomnia), **options)

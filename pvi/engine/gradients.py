@@ -3,8 +3,8 @@
 `reparam` differentiates the draws. `path` also drops the part of log q whose mean is zero: sticking
 the landing (Roeder, Wu, Duvenaud 2017) at alpha = 1, doubly reparameterised gradients (Tucker,
 Lawson, Gu, Maddison 2019) at alpha = 0. `score` weights the log density of draws that can't be
-differentiated: REINFORCE with a leave-one-out baseline, VIMCO (Mnih and Rezende 2016) for alpha !=
-    1.
+differentiated: REINFORCE with a leave-one-out baseline, VIMCO (Mnih and Rezende 2016) for
+alpha != 1.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +15,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pvi.engine.bounds import Inner, Scope, Weight, fold, renyi_mean
+from pvi.engine.bounds import Inner, Mean, Order, Scope, Weight, fold, renyi_mean
 from pvi.engine.terms import Term, Terms
 from pvi.errors import ObjectiveError
 
@@ -44,13 +44,28 @@ class Tap:
         return view
 
 
-def path_ratio(log_w: Tensor, alpha: float, beta: float = 1.0) -> Tensor:
+def path_ratio(log_w: Tensor, order: Order, beta: float = 1.0) -> Tensor:
     """Factor on each draw's pathwise gradient: $1 - \\beta(1-\\alpha)(1-v_k)$, shaped as `log_w`.
 
-    $v = \\mathrm{softmax}_k((1-\\alpha)\\log w)$; 1 for the ELBO, $v_k$ for IWAE at beta = 1.
+    $v = \\mathrm{softmax}_k((1-\\alpha)\\log w)$; 1 for the ELBO, $v_k$ for IWAE at beta = 1. For a
+    mean f of the user's own it is $1 - \\beta f''_{kk} / f'_k$, of which that is a case.
     """
-    v = torch.softmax((1.0 - alpha) * log_w.detach(), 0)
-    return 1.0 - beta * (1.0 - alpha) * (1.0 - v)
+    if callable(order):
+        slope, curvature = derivatives(log_w, order)
+        return 1.0 - beta * torch.where(slope == 0, curvature, curvature / slope)
+    v = torch.softmax((1.0 - order) * log_w.detach(), 0)
+    return 1.0 - beta * (1.0 - order) * (1.0 - v)
+
+
+def derivatives(log_w: Tensor, mean: Mean) -> tuple[Tensor, Tensor]:
+    """First and own second derivatives of a mean by each log weight, `(K, *plates)` both."""
+    with torch.enable_grad():
+        w = log_w.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(mean(w).sum(), w, create_graph=True)
+        if not slope.requires_grad:
+            return slope, torch.zeros_like(slope)
+        rows = [torch.autograd.grad(row.sum(), w, retain_graph=True)[0] for row in slope]
+    return slope.detach(), torch.stack([row[k] for k, row in enumerate(rows)])
 
 
 class Values(Messenger):
@@ -102,7 +117,7 @@ def leaves_of(tensors: Iterable[Tensor]) -> list[Tensor]:
     return list(found.values())
 
 
-def leave_one_out(log_w: Tensor, alpha: float) -> Tensor:
+def leave_one_out(log_w: Tensor, order: Order) -> Tensor:
     """$L - L_{-k}$: the bound minus the bound with draw k's log weight replaced by the others'
     mean.
 
@@ -114,12 +129,12 @@ def leave_one_out(log_w: Tensor, alpha: float) -> Tensor:
     """
     count = len(log_w)
     others = (log_w.sum(0) - log_w) / (count - 1)
-    if alpha == 1.0:
+    if order == 1.0:
         return (log_w - others) / count
     eye = torch.eye(count, dtype=torch.bool, device=log_w.device)
     eye = eye.reshape(count, count, *[1] * (log_w.dim() - 1))
     replaced = torch.where(eye, others.unsqueeze(0), log_w.unsqueeze(1))  # (K, k left out, ...)
-    return renyi_mean(log_w, alpha) - renyi_mean(replaced, alpha)
+    return renyi_mean(log_w, order) - renyi_mean(replaced, order)
 
 
 def needs_score(terms: Terms, everywhere: bool = False) -> list[Term]:
@@ -170,7 +185,7 @@ def elbo_score(term: Term, terms: Terms, weight: Weight, baseline: Baseline) -> 
     scope = Scope(frozenset(p.name for p in term.plates if p.dim is not None))
     depth = -min((p.dim for p in term.plates if p.dim is not None), default=0)
     cost: Tensor | float = 0.0
-    for other in terms:
+    for other in (*terms, *terms.penalties):
         part = other.log_ratio(weight(other)).detach() * other.subsample_scale
         cost = cost + fold(part, other, scope, depth)
     log_q = fold(density(term), term, scope)
@@ -180,9 +195,9 @@ def elbo_score(term: Term, terms: Terms, weight: Weight, baseline: Baseline) -> 
     return zero((signal * log_q).sum())
 
 
-def inner_score(term: Term, inner: Inner, scope: Scope, alpha: float) -> Tensor:
+def inner_score(term: Term, inner: Inner, scope: Scope, order: Order) -> Tensor:
     """Zero-valued surrogate for a site inside an order-alpha bound (VIMCO), a scalar."""
-    signal = inner.size * leave_one_out(inner.log_w.detach(), alpha)
+    signal = inner.size * leave_one_out(inner.log_w.detach(), order)
     return zero((signal * fold(density(term), term, scope)).sum())
 
 

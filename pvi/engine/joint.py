@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from pvi.engine.enumeration import Enumeration, labels, reduced
 from pvi.engine.terms import Terms, make_terms
 from pvi.engine.traces import Site, pair
+
+NONE = Enumeration()
 
 
 def terms_of(
@@ -15,6 +18,7 @@ def terms_of(
     *,
     exact: bool = False,
     sites: list[Site] | None = None,
+    enumeration: Enumeration = NONE,
 ) -> Terms:
     """The terms of a pair of traces, with what `pvi.kl` and `pvi.penalty` said in either.
 
@@ -22,9 +26,14 @@ def terms_of(
         nesting: number of plate dimensions under the particle plate; `None` if run without one.
         exact: use closed-form KLs where they are right.
         sites: the paired sites, where they are not simply those of the traces.
+        enumeration: what was enumerated in both runs.
     """
     sites = pair(guide_trace, model_trace) if sites is None else sites
+    if enumeration:
+        sites = reduced(sites, guide_trace, model_trace, enumeration)
     how = exact_sites(sites, list(guide_trace.nodes)) if exact else {}
+    if enumeration:
+        how |= labels(sites, enumeration)
     effects = [*guide_trace.effects, *model_trace.effects]
     return make_terms(sites, how, num_particles, nesting, effects)
 

@@ -3,9 +3,8 @@
 `ELBO`, `TraceMeanFieldELBO`, `BetaELBO`, `IWAE` and `RenyiELBO` are constructors of `Objective`.
 """
 
-import math
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -13,37 +12,56 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
 from pvi.engine import bounds
+from pvi.engine.custom import GradientRule, weighted
+from pvi.engine.enumeration import check_objective
 from pvi.engine.explain import Explanation, explain
 from pvi.engine.gradients import (
     Baseline,
     Gradient,
-    check_reparameterized,
     control,
     elbo_score,
     inner_score,
     needs_score,
     outer_score,
     path_ratio,
+    zero,
 )
-from pvi.engine.plan import Plan, make_plan
+from pvi.engine.plan import Plan, make_plan, single_plan
+from pvi.engine.refusals import check_options, check_penalties, check_score
 from pvi.engine.sampling import Draw, Sampler
-from pvi.engine.terms import Terms
+from pvi.engine.schedules import Schedule
+from pvi.engine.terms import Terms, concatenate
 from pvi.engine.traces import Program, run
+from pvi.engine.weighting import Beta, Rule, at, schedules_in, site_weights
 from pvi.errors import ObjectiveError
-
-Beta = float | Mapping[str, float]
-SINGLE = Plan(nesting=0, vectorized=False, reason="", scope=bounds.Scope())
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of an objective: `loss` to minimise, `bound` at beta = 1 in nats, and the
-    terms.
+    """One evaluation of an objective.
+
+    Args:
+        loss: to minimise; carries the gradients.
+        bound: at weight 1 for every KL and without penalties, nats.
+        terms: of all draws.
+        parts: what a rule or a gradient of several losses adds to the record.
     """
 
     loss: Tensor
     bound: Tensor
     terms: Terms
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def record(self) -> dict[str, float]:
+        """Bound, loss, log likelihood, KL of each latent (`kl/name`), penalty and parts, nats."""
+        values = {"bound": self.bound, "loss": self.loss}
+        values["log_likelihood"] = self.terms.log_likelihood().mean()
+        values |= {f"kl/{name}": kl for name, kl in self.terms.kl().items()}
+        if self.terms.penalties:
+            values["penalty"] = self.terms.penalty().mean()
+        values |= self.parts
+        stacked = torch.stack([v.detach().to(self.loss) for v in values.values()])
+        return dict(zip(values, stacked.tolist(), strict=True))  # one transfer from the device
 
 
 @dataclass(frozen=True)
@@ -60,8 +78,13 @@ class Objective(PyroELBO):
         kl: "sample" for log q - log p at the draws, "exact" for closed forms where they are right
             and exist (needs alpha = 1; `explain` shows which sites fell back).
         gradient: "reparam" pathwise; "path" without the score part (less noise near the optimum);
-            "score" by log densities, for any guide; "auto" pathwise where possible, else score.
-        beta: weight of every KL, or a dict from site name to weight (1 for the others).
+            "score" by log densities, for any guide; "auto" pathwise where possible, else score; or
+            a function of `WeightedDraws` that returns a loss to differentiate.
+        beta: weight of every KL, or a dict from site name to weight (1 for the others); a weight
+            may be one of `pvi.schedules`.
+        weighting: `FreeBits`, `Capacity` or `BetaTC` in place of the KLs that they cover.
+        mean: in place of alpha, a function of your own from log weights `(K, *plates)` to
+            `(*plates)`, nats; it decides by itself whether the value is a bound.
         bound_scope: "auto" weights datum by datum where latents are local to a plate, "per_datum"
             insists on it, "joint" weights whole draws (`bound=` of the constructors). Matters for
             alpha != 1 only.
@@ -76,50 +99,24 @@ class Objective(PyroELBO):
     num_particles: int = 1
     alpha: float = 1.0
     kl: Literal["sample", "exact"] = "sample"
-    gradient: Gradient = "auto"
+    gradient: Gradient | GradientRule = "auto"
     beta: Beta = field(default=1.0, hash=False)
+    weighting: Rule | None = field(default=None, hash=False)
+    mean: bounds.Mean | None = None
     bound_scope: Literal["auto", "per_datum", "joint"] = "auto"
     num_outer: int = 1
     vectorize_particles: bool | None = None
     _cache: dict = field(default_factory=dict, init=False, repr=False, compare=False, hash=False)
 
     def __post_init__(self) -> None:
-        for name in ("num_particles", "num_outer"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ObjectiveError(f"{name} must be a whole number >= 1, got {value!r}")
-        _check_choice("kl", self.kl, ("sample", "exact"))
-        _check_choice("gradient", self.gradient, ("auto", "reparam", "path", "score"))
-        _check_choice("bound", self.bound_scope, ("auto", "per_datum", "joint"))
-        if not math.isfinite(self.alpha):
-            raise ObjectiveError(f"alpha must be a finite number, got {self.alpha!r}")
-        if self.kl == "exact" and self.alpha != 1.0:
-            raise ObjectiveError(
-                f"kl='exact' is a form of the ELBO (alpha = 1), got alpha = {self.alpha}: the "
-                "weights of an importance-weighted bound need log q and log p at the draws. Use "
-                "kl='sample'."
-            )
-        if self.gradient == "path" and self.kl == "exact":
-            raise ObjectiveError(
-                "gradient='path' holds the guide's density fixed, which would delete the gradient "
-                "of an exact KL. Use kl='sample' with 'path', or gradient='reparam' with "
-                "kl='exact'."
-            )
-        if self.gradient == "path" and isinstance(self.beta, Mapping):
-            raise ObjectiveError(
-                "gradient='path' needs one common beta: with a beta for each site its correction "
-                "is not the same for all draws. Use gradient='reparam'."
-            )
-        weights = self.beta.values() if isinstance(self.beta, Mapping) else [self.beta]
-        if any(not w >= 0 for w in weights):
-            raise ObjectiveError(f"beta must be >= 0, got {self.beta!r}")
+        check_options(self)
 
     # The three things a user asks of an objective.
 
     def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """One Monte Carlo value of the bound at beta = 1, in nats (higher is better)."""
         with torch.no_grad():
-            return float(self.evaluate(model, guide, args, kwargs).bound)
+            return float(self.at().evaluate(model, guide, args, kwargs).bound)
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """The terms of one evaluation with `num_particles` draws."""
@@ -131,8 +128,7 @@ class Objective(PyroELBO):
         plan = make_plan(model, guide, args, kwargs, self.bound_scope)
         with torch.no_grad():
             terms = self._sampler(model, guide, args, kwargs, plan).draw().terms
-        weights = self._weights(terms)
-        return explain(terms, plan, self.num_particles, self.alpha, weights, self.gradient)
+        return explain(terms, plan, self)
 
     def evaluate(
         self, model: Program, guide: Program, args: tuple = (), kwargs: Mapping | None = None
@@ -141,17 +137,41 @@ class Objective(PyroELBO):
 
         Only the loss carries gradients; score terms have the value 0 and a gradient.
         """
-        plan = self._plan(model, guide, args, kwargs or {})
-        sampler = self._sampler(model, guide, args, kwargs or {}, plan)
+        programs = (model, guide, args, kwargs or {})
+        plan = self._plan(*programs)
+        sampler = self._sampler(*programs, plan)
         draws = [sampler.draw() for _ in range(self.num_outer)]
-        parts = [self._parts(draw, plan) for draw in draws]
+        weight = self._weight(draws[0].terms)
+        parts = [self._parts(draw, plan, weight) for draw in draws]
         values = torch.stack([part.value for part in parts])
+        terms = draws[0].terms if len(draws) == 1 else concatenate([d.terms for d in draws])
+        recorded = {} if self.weighting is None else self.weighting.parts(terms)
         loss = -values.mean()
-        if torch.is_grad_enabled():
-            loss = loss - self._score(draws, parts, plan, (model, guide))
-        plain = all(w == 1.0 for w in self._weights(draws[0].terms).values())
-        bound = values if plain else torch.stack([self._plain(d, plan) for d in draws])
-        return Evaluation(loss, bound.detach().mean(), draws[-1].terms)
+        if torch.is_grad_enabled() and self._rule is not None:
+            losses = self._losses(draws, parts, plan, programs)
+            loss = loss.detach() + sum(zero(x) for x in losses.values())
+            recorded = recorded | losses
+        elif torch.is_grad_enabled():
+            loss = loss - self._score(draws, parts, plan, weight, (model, guide))
+        if terms.penalties:
+            check_penalties(self, terms)
+            loss = loss + terms.penalty().mean()
+        bound = values if self.is_plain else torch.stack([self._plain(d, plan) for d in draws])
+        return Evaluation(loss, bound.detach().mean(), terms, recorded)
+
+    def at(self, step: int = 0, epoch: float = 0.0) -> "Objective":
+        """The objective after so many steps and epochs: schedules replaced by their values."""
+        if not any(self.schedules()):
+            return self
+        beta, weighting = at(self.beta, step, epoch), at(self.weighting, step, epoch)
+        now = replace(self, beta=beta, weighting=weighting)
+        object.__setattr__(now, "_cache", self._cache)  # plans and baselines go on
+        return now
+
+    def schedules(self) -> Iterator[Schedule]:
+        """The schedules among the weights."""
+        yield from schedules_in(self.beta)
+        yield from schedules_in(self.weighting)
 
     # The interface of pyro.infer.ELBO: `loss=` of SVI, and `objective(model, guide)` as a module.
 
@@ -178,15 +198,29 @@ class Objective(PyroELBO):
     def is_plain(self) -> bool:
         """Whether every KL has weight 1, so that the target is the model's own posterior."""
         weights = self.beta.values() if isinstance(self.beta, Mapping) else [self.beta]
-        return all(weight == 1.0 for weight in weights)
+        return self.weighting is None and all(weight == 1.0 for weight in weights)
 
     # Inside.
 
+    @property
+    def _order(self) -> bounds.Order:
+        return self.mean or self.alpha
+
+    @property
+    def _rule(self) -> GradientRule | None:
+        return self.gradient if callable(self.gradient) else None
+
+    @property
+    def _nested(self) -> bool:
+        """Whether log weights are formed: a mean of the log weights does not need them."""
+        return self._rule is not None or (self._order != 1.0 and self.num_particles > 1)
+
     def _plan(self, model: Program, guide: Program, args: tuple, kwargs: Mapping) -> Plan:
-        """The plan of this pair: trivial for one particle, else made once and kept."""
-        if self.num_particles == 1:
-            return SINGLE
-        return self._kept((model, guide), lambda: self._make_plan(model, guide, args, kwargs))
+        """The plan of this pair, made once and kept; for one particle from a single look."""
+        programs = (model, guide, args, kwargs)
+        if self.num_particles == 1 and self._rule is None:
+            return self._kept((model, guide), lambda: single_plan(*programs))
+        return self._kept((model, guide), lambda: make_plan(*programs, self.bound_scope))
 
     def _kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """A small cache: what was made for the last few pairs of programs."""
@@ -196,17 +230,12 @@ class Objective(PyroELBO):
             self._cache[key] = make()
         return self._cache[key]
 
-    def _make_plan(self, model: Program, guide: Program, args: tuple, kwargs: Mapping) -> Plan:
-        return make_plan(model, guide, args, kwargs, self.bound_scope)
-
-    @property
-    def _nested(self) -> bool:
-        return self.alpha != 1.0 and self.num_particles > 1
-
     def _sampler(
         self, model: Program, guide: Program, args: tuple, kwargs: Mapping, plan: Plan
     ) -> Sampler:
+        check_objective(self, plan.enumeration)
         batched = self.vectorize_particles
+        gradient: Gradient = "auto" if callable(self.gradient) else self.gradient
         return Sampler(
             model,
             guide,
@@ -217,71 +246,80 @@ class Objective(PyroELBO):
             vectorized=plan.vectorized if batched is None else batched,
             nested=self._nested,
             exact=self.kl == "exact",
-            gradient=self.gradient,
+            gradient=gradient,
+            detached=gradient == "score" or getattr(self.gradient, "detach_draws", False),
         )
 
-    def _parts(self, draw: Draw, plan: Plan) -> bounds.Parts:
+    def _parts(self, draw: Draw, plan: Plan, weight: bounds.Weight) -> bounds.Parts:
         """The bound's value, with the pathwise gradient of `path` arranged for."""
-        weight = self._weight(draw.terms)
+        if self.weighting is not None:
+            covered = {term.name for term in self.weighting.covers(draw.terms)}
+            rest = bounds.elbo(draw.terms, lambda t: 0.0 if t.name in covered else weight(t))
+            return bounds.Parts(rest - self.weighting.cost(draw.terms), None)
         if not self._nested:
             return bounds.Parts(bounds.elbo(draw.terms, weight), None)
         outer, inner = bounds.split(draw.terms, weight, plan.scope)
         if inner is None:
-            return bounds.Parts(outer, None)
-        value = outer + inner.value(self.alpha)
+            return bounds.Parts(outer, None, outer)
+        value = outer + inner.value(self._order)
         if draw.taps:
             beta = self.beta if isinstance(self.beta, float | int) else 1.0
-            draw.set_ratio(path_ratio(inner.log_w, self.alpha, beta))
+            draw.set_ratio(path_ratio(inner.log_w, self._order, beta))
             if draw.control is not None:
                 value = value - control(draw.control, plan.scope, inner.size * beta)
-        return bounds.Parts(value, inner)
+        return bounds.Parts(value, inner, outer)
 
     def _plain(self, draw: Draw, plan: Plan) -> Tensor:
         """The bound's value with every KL weight 1."""
         if not self._nested:
             return bounds.elbo(draw.terms, lambda term: 1.0)
         outer, inner = bounds.split(draw.terms, lambda term: 1.0, plan.scope)
-        return outer if inner is None else outer + inner.value(self.alpha)
+        return outer if inner is None else outer + inner.value(self._order)
 
-    def _score(self, draws: list[Draw], parts: list[bounds.Parts], plan: Plan, key: Any) -> Tensor:
+    def _losses(
+        self, draws: list[Draw], parts: list[bounds.Parts], plan: Plan, programs: tuple
+    ) -> dict[str, Tensor]:
+        """The losses of a gradient of the user's own, each averaged over the outer draws."""
+        totals: dict[str, Tensor] = {}
+        for draw, part in zip(draws, parts, strict=True):
+            if part.inner is None or self._rule is None:
+                raise ObjectiveError("a gradient of your own needs a latent that is weighted")
+            given = weighted(draw.terms, part.inner, part.outer, plan.scope, programs)
+            losses = self._rule(given)
+            losses = {"surrogate": losses} if isinstance(losses, Tensor) else losses
+            for name, loss in losses.items():
+                totals[name] = totals.get(name, torch.zeros(())) + loss / len(draws)
+        return totals
+
+    def _score(
+        self,
+        draws: list[Draw],
+        parts: list[bounds.Parts],
+        plan: Plan,
+        weight: bounds.Weight,
+        key: Any,
+    ) -> Tensor:
         """The score part of the gradient as a term of value 0; its mean over the outer draws."""
-        sites = needs_score(draws[0].terms, everywhere=self.gradient == "score")
-        if self.gradient in ("reparam", "path"):
-            check_reparameterized([site.name for site in sites], self.gradient)
+        sites = [s.name for s in needs_score(draws[0].terms, everywhere=self.gradient == "score")]
+        check_score(self, sites)
         total = torch.zeros(())
         baseline = self._kept((key, "baseline"), Baseline)
         for i, (draw, part) in enumerate(zip(draws, parts, strict=True)):
-            weight = self._weight(draw.terms)
-            for site in (draw.terms[site.name] for site in sites):
+            terms = draw.terms
+            for site in (terms[name] for name in sites):
                 if not self._nested:
-                    total = total + elbo_score(site, draw.terms, weight, baseline)
-                elif part.inner is not None and site.name not in plan.scope.outer:
-                    inner = part.inner
-                    total = total + inner_score(site, inner, plan.scope, self.alpha)
+                    total = total + elbo_score(site, terms, weight, baseline)
+                    continue
+                if part.inner is not None and site.name not in plan.scope.outer:
+                    total = total + inner_score(site, part.inner, plan.scope, self._order)
                 else:
                     others = [p.value for j, p in enumerate(parts) if j != i]
                     total = total + outer_score(site, part.value, others, baseline)
+                if terms.penalties:
+                    only = Terms((), terms.penalties)
+                    total = total + elbo_score(site, only, weight, baseline)
         return total / len(draws)
 
-    def _weights(self, terms: Terms) -> dict[str, float]:
-        """Each site's beta."""
-        names = [t.name for t in terms if t.kind != "likelihood"]
-        if not isinstance(self.beta, Mapping):
-            return {name: float(self.beta) for name in names}
-        unknown = set(self.beta) - set(names)
-        if unknown:
-            raise ObjectiveError(
-                f"beta names {sorted(unknown)}, which are no latent sites. The latents are {names}."
-            )
-        return {name: float(self.beta.get(name, 1.0)) for name in names}
-
     def _weight(self, terms: Terms) -> bounds.Weight:
-        weights = self._weights(terms)
+        weights = site_weights(self.beta, terms)
         return lambda term: weights.get(term.name, 1.0)
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ObjectiveError(
-            f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}"
-        )

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from pvi.engine.bounds import Scope, fold
-from pvi.engine.joint import terms_of
+from pvi.engine.enumeration import Enumeration, with_sites
+from pvi.engine.joint import NONE, terms_of
+from pvi.engine.look import look
 from pvi.engine.terms import Term, Terms
 from pvi.engine.traces import (
     Program,
     deterministic_nodes,
     hidden,
-    nesting_of,
-    particles,
     plates_of,
     replaced,
     run,
@@ -40,23 +40,40 @@ class Plan:
         vectorized: all particles in one run, or one run a particle.
         reason: why they are run one by one; empty if they are not.
         scope: which terms are weighted together where alpha != 1.
+        enumeration: which discrete sites are summed over.
     """
 
     nesting: int
     vectorized: bool
     reason: str
     scope: Scope
+    enumeration: Enumeration = NONE
 
 
-def make_plan(model: Program, guide: Program, args: tuple, kwargs: Mapping, bound: str) -> Plan:
-    """Run the pair a few times, without gradients or random side effects, and decide."""
-    guide_trace = run_hidden(guide, args, kwargs)
-    model_trace = run_hidden(model, args, kwargs, guide_trace)
-    terms = terms_of(guide_trace, model_trace)
-    nesting = nesting_of(guide_trace, model_trace)
-    reason = why_not_vectorized(model, guide, args, kwargs, guide_trace, nesting)
+def make_plan(
+    model: Program,
+    guide: Program,
+    args: tuple,
+    kwargs: Mapping,
+    bound: str,
+    *,
+    average: bool = True,
+) -> Plan:
+    """Run the pair a few times, without gradients or random side effects, and decide.
+
+    Args:
+        average: sum over the guide's marked sites too; else they are drawn, and those that the
+            model sums out must also run with drawn values.
+    """
+    programs = (model, guide, args, kwargs)
+    enumeration, guide_trace, model_trace = look(*programs, average=average)
+    terms = terms_of(guide_trace, model_trace, enumeration=enumeration)
+    reason = why_not_vectorized(*programs, guide_trace, enumeration)
+    if enumeration.summed and not average and not reason:
+        drawn = Enumeration(nesting=enumeration.nesting)
+        reason = why_not_vectorized(*programs, guide_trace, drawn, enumeration.summed)
     scope = _scope(terms) if bound != "joint" else Scope()
-    if scope.plates and not _factorizes(model, guide, args, kwargs, guide_trace, scope):
+    if scope.plates and not _factorizes(*programs, guide_trace, scope, enumeration):
         scope = Scope()
     if bound == "per_datum" and not scope.plates:
         raise ObjectiveError(
@@ -64,7 +81,13 @@ def make_plan(model: Program, guide: Program, args: tuple, kwargs: Mapping, boun
             "no observation outside it that depends on those latents; this model has none. Use "
             "'auto'."
         )
-    return Plan(nesting, not reason, reason, scope)
+    return Plan(enumeration.nesting, not reason, reason, scope, enumeration)
+
+
+def single_plan(model: Program, guide: Program, args: tuple, kwargs: Mapping) -> Plan:
+    """The plan for one particle, which only needs to know what is enumerated."""
+    enumeration = look(model, guide, args, kwargs)[0]
+    return Plan(enumeration.nesting, False, "", Scope(), enumeration)
 
 
 def _scope(terms: Terms) -> Scope:
@@ -82,7 +105,13 @@ def _scope(terms: Terms) -> Scope:
 
 
 def _factorizes(
-    model: Program, guide: Program, args: tuple, kwargs: Mapping, guide_trace: Any, scope: Scope
+    model: Program,
+    guide: Program,
+    args: tuple,
+    kwargs: Mapping,
+    guide_trace: Any,
+    scope: Scope,
+    enumeration: Enumeration,
 ) -> bool:
     """Whether every element of the scope's plates depends on its own inner draws only.
 
@@ -92,8 +121,9 @@ def _factorizes(
     given = subset(guide_trace, scope.outer)
 
     def draw(values: Any) -> tuple[Any, Terms]:
-        drawn = run(guide, args, kwargs, values)
-        return drawn, terms_of(drawn, run(model, args, kwargs, drawn))
+        drawn = run(enumeration.guide(guide), args, kwargs, values)
+        model_trace = run(enumeration.model(model), args, kwargs, drawn)
+        return drawn, terms_of(drawn, model_trace, enumeration=enumeration)
 
     with hidden():
         (one, first), (two, second) = draw(given), draw(given)
@@ -139,23 +169,40 @@ def _elements(term: Term, scope: Scope) -> Tensor:
 
 
 def why_not_vectorized(
-    model: Program, guide: Program, args: tuple, kwargs: Mapping, single: Any, nesting: int
+    model: Program,
+    guide: Program,
+    args: tuple,
+    kwargs: Mapping,
+    single: Any,
+    enumeration: Enumeration,
+    drawn: tuple[str, ...] = (),
 ) -> str:
     """Empty if a run with a particle dimension equals single runs particle by particle, else why
     not.
+
+    Args:
+        single: the guide's trace in a single run.
+        drawn: sites that the model draws, as if they were the guide's.
     """
+    nesting = enumeration.nesting
+
+    def traces(num: int, given: Any = None) -> tuple[Any, Any]:
+        guide_trace = run_hidden(enumeration.guide(guide, num), args, kwargs, given)
+        given = guide_trace if given is None else given
+        model_trace = run_hidden(enumeration.model(model, num), args, kwargs, given)
+        return with_sites(guide_trace, model_trace, drawn), model_trace
+
     try:
-        guide_trace = run_hidden(particles(guide, PROBE, nesting), args, kwargs)
-        model_trace = run_hidden(particles(model, PROBE, nesting), args, kwargs, guide_trace)
-        together = terms_of(guide_trace, model_trace, PROBE, nesting)
+        single = traces(1)[0] if drawn else single
+        guide_trace, model_trace = traces(PROBE)
+        together = terms_of(guide_trace, model_trace, PROBE, nesting, enumeration=enumeration)
         for k in range(PROBE):
             given = particle_slice(guide_trace, single, k, nesting)
-            guide_one = run_hidden(guide, args, kwargs, given)
-            model_one = run_hidden(model, args, kwargs, given)
-            alone = terms_of(guide_one, model_one)
-            mixed = _mixed_up(model_trace, model_one, k)
-            if mixed:
-                return f"'{mixed}' has another value with a particle dimension"
+            guide_one, model_one = traces(1, given)
+            alone = terms_of(guide_one, model_one, enumeration=enumeration)
+            other = "" if enumeration else _mixed_up(model_trace, model_one, k)
+            if other:
+                return f"'{other}' has another value with a particle dimension"
             both = zip([*together, *together.penalties], [*alone, *alone.penalties], strict=True)
             for batched, one in both:
                 if not _agree(batched.per_particle()[k], one.per_particle()[0]):

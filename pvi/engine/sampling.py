@@ -24,7 +24,6 @@ from pvi.engine.traces import (
     Program,
     Site,
     pair,
-    particles,
     replaced,
     rng_at,
     rng_state,
@@ -64,6 +63,7 @@ class Sampler:
     Args:
         nested: outer sites are drawn once for all particles.
         exact: use closed-form KLs where they are right.
+        detached: cut draws from their parameters.
     """
 
     model: Program
@@ -76,6 +76,7 @@ class Sampler:
     nested: bool
     exact: bool
     gradient: Gradient
+    detached: bool = False
 
     def draw(self) -> Draw:
         """One set of `num_particles` draws."""
@@ -97,8 +98,8 @@ class Sampler:
         )
 
     def _guide(self, num: int, given: Any = None) -> Any:
-        guide = particles(self.guide, num, self.plan.nesting)
-        with Detached() if self.gradient == "score" else nullcontext():
+        guide = self.plan.enumeration.guide(self.guide, num)
+        with Detached() if self.detached else nullcontext():
             return run(guide, self.args, self.kwargs, given)
 
     def _run(self, num: int, given: Any) -> Draw:
@@ -110,14 +111,15 @@ class Sampler:
         return Draw(self._terms(guide_trace, model_trace, num), guide_trace)
 
     def _model(self, num: int, guide_trace: Any) -> Any:
-        model = particles(self.model, num, self.plan.nesting)
+        model = self.plan.enumeration.model(self.model, num)
         return run(model, self.args, self.kwargs, guide_trace)
 
     def _terms(
         self, guide_trace: Any, model_trace: Any, num: int, sites: list[Site] | None = None
     ) -> Terms:
         nesting = self.plan.nesting if num > 1 else None
-        return terms_of(guide_trace, model_trace, num, nesting, exact=self.exact, sites=sites)
+        options = {"exact": self.exact, "sites": sites, "enumeration": self.plan.enumeration}
+        return terms_of(guide_trace, model_trace, num, nesting, **options)
 
     def _run_path(self, num: int, given: Any) -> Draw:
         """A run whose log q is evaluated with the guide's parameters held fixed.
@@ -125,7 +127,7 @@ class Sampler:
         With outer draws (theta) the inner log q(z | theta) must not see theta either: its mean-zero
         part through theta comes back as the control term, through theta only.
         """
-        guide, rng = particles(self.guide, num, self.plan.nesting), rng_state()
+        guide, rng = self.plan.enumeration.guide(self.guide, num), rng_state()
         guide_trace = run(guide, self.args, self.kwargs, given)
         tap, outer = Tap(), set(given.nodes) if given is not None else set()
         nodes = sample_nodes(guide_trace)

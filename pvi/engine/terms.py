@@ -142,7 +142,11 @@ def make_terms(
         x = x.reshape((1,) * (nesting + 1 - x.dim()) + x.shape)
         return x.expand(num_particles, *x.shape[1:])
 
-    terms = [_term(site, exact.get(site.name, "sample"), lead) for site in sites]
+    def leader(site: Site) -> Callable[[Tensor], Tensor]:
+        mean = site.average
+        return lead if mean is None else lambda x: lead(mean(x))
+
+    terms = [_term(site, exact.get(site.name, "sample"), leader(site)) for site in sites]
     more = [_effect(message, lead) for message in effects]
     _check_names([term.name for term in [*terms, *more]])
     penalties = tuple(term for term in more if term.kind == "penalty")
@@ -159,13 +163,22 @@ def _check_names(names: list[str]) -> None:
 
 def _effect(message: Mapping, lead: Callable[[Tensor], Tensor]) -> Term:
     """A `pvi.kl` or `pvi.penalty` as a term, scaled and masked as its plates say."""
-    kind, plates = message["kind"], plates_of(message)
+    analytic, plates = message["kind"] == "kl", plates_of(message)
     value = _filling(message)
     subsample = math.prod(plate.scale for plate in plates)
     scaled = masked(value, message["mask"]) * (message["scale"] / subsample)
-    how = "exact" if kind == "analytic" else "penalty"
     return Term(
-        message["name"], kind, plates, subsample, None, None, lead(scaled), 1.0, 1.0, how, True
+        name=message["name"],
+        kind="analytic" if analytic else "penalty",
+        plates=plates,
+        subsample_scale=subsample,
+        log_p=None,
+        log_q=None,
+        kl=lead(scaled),
+        scale_p=1.0,
+        scale_q=1.0,
+        how="exact" if analytic else "penalty",
+        reparameterized=True,
     )
 
 
@@ -197,8 +210,9 @@ def _term(site: Site, how: str, lead) -> Term:
         how = "sample: no closed form" if kl is None else "exact"
     reparameterized = site.q is None or bool(getattr(site.q.fn, "has_rsample", False))
     log_p = None if site.p is None or kl is not None else lead(_log_prob(site.name, site.p))
-    density = site.q is not None and (kl is None or not reparameterized)  # scores need it
-    log_q = lead(_log_prob(site.name, site.q)) if density and site.q is not None else None
+    log_q = None
+    if site.q is not None and (kl is None or _needs_score(site.q)):
+        log_q = lead(_log_prob(site.name, site.q))
     return Term(
         name=site.name,
         kind=kind,
@@ -214,6 +228,11 @@ def _term(site: Site, how: str, lead) -> Term:
         point=site.q is not None and is_delta(site.q.fn),
         sites=(site,),
     )
+
+
+def _needs_score(side: Density) -> bool:
+    """Whether a draw carries no gradient, so that only its density can tell one."""
+    return torch.is_grad_enabled() and not side.value.requires_grad
 
 
 def _log_prob(name: str, side: Density) -> Tensor:
@@ -242,7 +261,7 @@ def exact_kl(site: Site) -> Tensor | None:
         return None
     shape = q.fn.batch_shape
     kl = kl.expand(shape) if kl.dim() <= len(shape) else kl
-    p_scale, q_scale = _coefficient(p), _coefficient(q)
+    p_scale, q_scale = coefficient(p), coefficient(q)
     if _same(p_scale, q_scale):
         return kl * p_scale
     try:
@@ -252,7 +271,8 @@ def exact_kl(site: Site) -> Tensor | None:
     return kl * p_scale + (p_scale - q_scale) * entropy
 
 
-def _coefficient(side: Density) -> Scale:
+def coefficient(side: Density) -> Scale:
+    """The user's scale times the mask."""
     if side.mask is None or side.mask is True:
         return side.scale
     return side.scale * (side.mask if isinstance(side.mask, Tensor) else 0.0)

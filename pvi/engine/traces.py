@@ -1,6 +1,7 @@
 """Run a guide and a model together and read what each said at every site.
 
-With `engine.subsampling` the only code that touches Pyro's effect handlers and traces.
+With `engine.subsampling` and `engine.enumeration` the only code that touches Pyro's effect handlers
+and traces.
 """
 
 import math
@@ -13,6 +14,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from pvi.engine.effects import Collector
@@ -55,13 +57,20 @@ class Density:
 
 @dataclass(frozen=True)
 class Site:
-    """A site as the model (`p`) and the guide (`q`) see it; one of them may be absent."""
+    """A site as the model (`p`) and the guide (`q`) see it; one of them may be absent.
+
+    Args:
+        average: mean over the values of enumerated sites; `None` where it depends on none.
+        members: the sites whose densities a sum over discrete ones has joined in `p`.
+    """
 
     name: str
     plates: tuple[Plate, ...]
     p: Density | None
     q: Density | None
     observed: bool
+    average: Callable[[Tensor], Tensor] | None = None
+    members: tuple["Site", ...] = ()
 
     @property
     def subsample_scale(self) -> float:
@@ -77,7 +86,7 @@ def masked(x: Tensor, mask: Tensor | bool | None) -> Tensor:
     return torch.where(mask, x, x.new_zeros(()))
 
 
-def run(fn: Program, args: tuple, kwargs: Mapping, given: Any = None) -> poutine.Trace:
+def run(fn: Program, args: tuple, kwargs: Mapping, given: Any = None) -> Any:
     """Trace `fn(*args, **kwargs)`, taking the values of `given` (a trace) where it has them.
 
     What `pvi.kl` and `pvi.penalty` said on the way is the trace's attribute `effects`.
@@ -90,12 +99,30 @@ def run(fn: Program, args: tuple, kwargs: Mapping, given: Any = None) -> poutine
     return trace
 
 
-def run_hidden(fn: Program, args: tuple, kwargs: Mapping, given: Any = None) -> poutine.Trace:
+def run_hidden(fn: Program, args: tuple, kwargs: Mapping, given: Any = None) -> Any:
     """`run` for a look at the program's structure: no gradient, no effect on outer handlers or
     seeds.
     """
     with hidden():
         return run(fn, args, kwargs, given)
+
+
+class _Free(UnconditionMessenger):
+    """Draw what is observed, but leave `pyro.deterministic` values as they are computed."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["infer"].get("_deterministic", False):
+            super()._pyro_sample(msg)
+
+
+def free(model: Program) -> Program:
+    """The model with its observations drawn like latents."""
+    return _Free()(model)
+
+
+def conditioned(model: Program, values: Mapping[str, Tensor]) -> Program:
+    """The model with these sites observed."""
+    return poutine.condition(model, data=dict(values)) if values else model
 
 
 @contextmanager
@@ -145,6 +172,13 @@ def is_delta(fn: Any) -> bool:
     return type(fn).__name__ == "Delta"
 
 
+def flat_events(fn: Any) -> Any:
+    """The distribution of the scalars of an event, or `None` where they are not independent."""
+    while isinstance(fn, torch.distributions.Independent):
+        fn = fn.base_dist
+    return None if fn.event_shape else fn
+
+
 def sample_nodes(trace: poutine.Trace) -> dict[str, Any]:
     """The sample statements of a trace in program order, without plates and deterministic ones."""
     return {
@@ -152,6 +186,12 @@ def sample_nodes(trace: poutine.Trace) -> dict[str, Any]:
         for name, node in _samples(trace).items()
         if not is_subsample(node) and not node["infer"].get("_deterministic", False)
     }
+
+
+def total_log_prob(nodes: Mapping[str, Mapping]) -> Tensor:
+    """Sum of the scaled log densities of sample nodes, nats."""
+    sums = [(node["scale"] * density(node).log_prob()).sum() for node in nodes.values()]
+    return torch.stack(sums).sum() if sums else torch.zeros(())
 
 
 def deterministic_nodes(trace: poutine.Trace) -> dict[str, Any]:
@@ -220,7 +260,8 @@ def pair(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> list[Site]:
     for name, node in p_nodes.items():
         observed = bool(node["is_observed"])
         guide_node = q_nodes.pop(name, None)
-        _check_partner(name, observed, guide_node, q_nodes)
+        if "_enumerate_dim" not in node["infer"]:  # else it is summed out
+            _check_partner(name, observed, guide_node, q_nodes)
         if guide_node is not None:
             _check_plates(name, node, guide_node)
         sites.append(_site(name, node, guide_node, observed))
@@ -244,7 +285,8 @@ def _check_partner(name: str, observed: bool, guide_node: dict | None, rest: Map
     if not observed and guide_node is None:
         raise GuideError(
             f"site '{name}' is latent in the model, but the guide does not sample it. Add "
-            f"pyro.sample('{name}', ...) to the guide, or pass obs= in the model if it is data. "
+            f"pyro.sample('{name}', ...) to the guide, or pass obs= in the model if it is data; if "
+            'it is discrete, infer={"enumerate": "parallel"} in the model sums it out. '
             f"Sites in the guide only: {sorted(rest) or 'none'}."
         )
 
@@ -278,10 +320,10 @@ def _check_plates(name: str, p_node: Mapping, q_node: Mapping) -> None:
 def _check_shape(name: str, role: str, node: Mapping) -> None:
     """Every batch dimension must be a plate's: others are not independent elements."""
     plates = {f.dim: f for f in node["cond_indep_stack"] if f.dim is not None}
-    shape = node["fn"].batch_shape
+    shape, enumerated = node["fn"].batch_shape, node["infer"].get("_dim_to_id", ())
     for dim in range(-len(shape), 0):
         expected = plates[dim].size if dim in plates else 1
-        if shape[dim] != expected:
+        if shape[dim] != expected and dim not in enumerated:
             known = {f.name: f.size for f in plates.values() if f.name != PARTICLES}
             error = ModelError if role == "model" else GuideError
             raise error(
@@ -327,3 +369,13 @@ def _filled(node: Mapping) -> Tensor:
     with preserved_rng(), torch.no_grad():
         valid = fn.sample().expand(fn.shape())
     return torch.where(mask.reshape(mask.shape + (1,) * fn.event_dim), value, valid)
+
+
+def prior(model: Program) -> Program:
+    """The model's latents drawn from the model itself, as a guide; what it sums out is left out."""
+
+    def hide(msg: Mapping) -> bool:
+        infer = msg.get("infer") or {}
+        return msg["type"] == "sample" and bool(msg["is_observed"] or infer.get("enumerate"))
+
+    return poutine.block(model, hide_fn=hide)

@@ -23,10 +23,11 @@ class Path:
     def __init__(self) -> None:
         self._kept: list[tuple[int, dict[int, Tensor]]] = []
 
-    def pass_by(self, step: int, leaves: Sequence[Tensor]) -> None:
+    def pass_by(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Remember the parameters at steps 64, 128, 256, ..., the last two of them."""
         if step >= 64 and step & (step - 1) == 0:
-            self._kept = [*self._kept[-1:], (step, {id(p): p.detach().clone() for p in leaves})]
+            values = {id(p): p.detach().clone() for p in leaves_in(optimizer)}
+            self._kept = [*self._kept[-1:], (step, values)]
 
     def since_middle(self, step: int, leaves: Sequence[Tensor]) -> list[Tensor] | None:
         """The way of each parameter since then; `None` if the fit was too short to tell."""
@@ -34,6 +35,11 @@ class Path:
         if not early:
             return None
         return [p.detach() - early[-1].get(id(p), p.detach()) for p in leaves]
+
+
+def leaves_in(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Everything that an optimiser moves."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def rise_ahead(

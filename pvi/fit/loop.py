@@ -1,6 +1,7 @@
 """`pvi.fit`: optimise any model, guide and objective on any data."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -19,7 +20,7 @@ from pvi.engine.plan import make_plan
 from pvi.engine.traces import Program, preserved_rng, run_hidden, sample_nodes
 from pvi.errors import DataError, FitError, GuideError, ModelError, PviError
 from pvi.fit.callbacks import Callback, Step
-from pvi.fit.drift import Path, rise_ahead
+from pvi.fit.drift import Path, leaves_in, rise_ahead
 from pvi.fit.minibatch import Minibatches, check_additive, data_plates
 from pvi.fit.progress import Progress
 from pvi.fit.result import Fit, History
@@ -27,7 +28,10 @@ from pvi.fit.schedule import Schedule
 from pvi.guides import MeanField
 from pvi.posterior import Posterior
 
-TEMPERED = "KL weights other than 1 make the guide aim at a tempered posterior, not this one"
+TEMPERED = (
+    "KL weights other than 1, free bits and the like make the guide aim at a tempered posterior, "
+    "not this one"
+)
 PARTICLES, SMALL = 8, 20_000  # draws in a step of a model with at most so many numbers
 PATIENCE = 20  # steps in a row without a finite gradient
 
@@ -108,7 +112,8 @@ def fit(
             if device is not None and isinstance(program, torch.nn.Module):
                 program.to(device)
         trainer = _Trainer(model, guide, rows, objective, batch_size, plate, list(callbacks))
-        schedule = Schedule(trainer.steps_per_epoch, steps, epochs, lr, optimizer)
+        anneal = trainer.anneal()
+        schedule = Schedule(trainer.steps_per_epoch, steps, epochs, lr, optimizer, anneal)
         with Progress(progress, schedule.steps) as bar:
             return trainer.train(schedule, bar, seed, device)
 
@@ -143,6 +148,16 @@ class _Trainer:
         self.batched = self._minibatches(plate, self.batch_size) if self.batch_size else None
         self.objective = replace(objective or ELBO(self._particles(), kl="exact"))  # own baselines
         self.history = History()
+
+    def anneal(self) -> int:
+        """Steps until the last KL schedule of the objective has come to its end."""
+        lengths = {"step": 1, "epoch": self.steps_per_epoch}
+        ends = [s.length * lengths[s.unit] for s in self.objective.schedules()]
+        return math.ceil(max(ends, default=0))
+
+    def now(self, step: int) -> Objective:
+        """The objective after so many steps."""
+        return self.objective.at(step, step / self.steps_per_epoch)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -187,6 +202,7 @@ class _Trainer:
                 if self.batched:
                     self.batched.select(None)
         self.params.freeze()
+        self._warn_early(len(self.history))
         result = self._result(reason, seed, device)
         if error is not None:
             error.fit = result  # type: ignore[attr-defined]
@@ -199,8 +215,9 @@ class _Trainer:
         step, failures, path = 0, 0, Path()
         while True:
             for batch in self.data.batches(self.batch_size):
-                value, grad_norm = self._gradient(schedule, optimizer, batch)
-                bound, loss = float(value.bound), float(value.loss.detach())
+                value, grad_norm = self._gradient(schedule, optimizer, batch, step)
+                record = value.record()
+                bound, loss = record["bound"], record["loss"]
                 if math.isfinite(loss) and math.isfinite(grad_norm):
                     optimizer.step()
                     failures = 0
@@ -209,50 +226,56 @@ class _Trainer:
                     if step == 0 or failures == PATIENCE:
                         raise FitError(_not_finite(step, value))
                 step += 1
-                self.history.add(bound, loss, optimizer.param_groups[0]["lr"], grad_norm)
-                schedule.after(step, bound, optimizer)
-                path.pass_by(step, _leaves(optimizer))
+                lr = optimizer.param_groups[0]["lr"]
+                self.history.add({**record, "lr": lr, "grad_norm": grad_norm})
+                schedule.after(step, -loss, optimizer)
+                path.pass_by(step, optimizer)
                 bar.update(step, bound, schedule.plateau)
                 state = Step(step, bound, loss, self.params)
                 if any([callback(state) is True for callback in self.callbacks]):
                     return "stopped by a callback"
                 if schedule.finished(step):
-                    level = schedule.shortfall(self.history.bounds)
-                    return level or self._drift(path, step, _leaves(optimizer))
+                    level = schedule.shortfall(self.history.losses)
+                    return level or self._drift(path, step, leaves_in(optimizer))
+
+    def _warn_early(self, steps: int) -> None:
+        if steps < self.anneal():
+            unfinished = [str(s) for s in self.objective.schedules() if s.length > 0]
+            warnings.warn(
+                f"training ended after {steps} steps, before the KL schedule did "
+                f"({'; '.join(unfinished)}: step {self.anneal()}), so the posterior is not yet the "
+                "model's. Train longer, or shorten the schedule.",
+                stacklevel=4,
+            )
 
     def _drift(self, path: Path, step: int, leaves: list[Tensor]) -> str:
         """Why a level bound does not mean the end of the way; "" if it does."""
         way = path.since_middle(step, leaves)
         if way is None:
             return ""
-        programs = self.batched or self
 
         def bound(seed: int) -> float:
             torch.manual_seed(seed)
             batch = next(self.data.batches(self.batch_size))
-            if self.batched:
-                self.batched.select(batch.indices, batch.size)
-            args, kwargs = batch.args, batch.kwargs
-            return -float(
-                self.objective.evaluate(programs.model, programs.guide, args, kwargs).loss
-            )
+            return -float(self._evaluate(batch, step).loss)
 
         with preserved_rng(), torch.no_grad(), self.params.evaluation():
             return rise_ahead(leaves, way, bound)
 
-    def _gradient(
-        self,
-        schedule: Schedule,
-        optimizer: torch.optim.Optimizer,
-        batch: Batch,
-    ) -> tuple[Evaluation, float]:
-        """Loss and gradient on one batch; parameters that appear only now are trained too."""
+    def _evaluate(self, batch: Batch, step: int) -> Evaluation:
+        """The objective of this step on one batch."""
         programs = self.batched or self
         if self.batched:
             self.batched.select(batch.indices, batch.size)
+        return self.now(step).evaluate(programs.model, programs.guide, batch.args, batch.kwargs)
+
+    def _gradient(
+        self, schedule: Schedule, optimizer: torch.optim.Optimizer, batch: Batch, step: int
+    ) -> tuple[Evaluation, float]:
+        """Loss and gradient on one batch; parameters that appear only now are trained too."""
         optimizer.zero_grad()
         known = self.params.created()
-        value = self.objective.evaluate(programs.model, programs.guide, batch.args, batch.kwargs)
+        value = self._evaluate(batch, step)
         if self.params.created() != known:
             self.params.sync()
             self._adopt(schedule, optimizer)
@@ -261,8 +284,7 @@ class _Trainer:
         if not self.history:
             self._check_strays(value)
         value.loss.backward()
-        leaves = _leaves(optimizer)
-        grads = [p.grad for p in leaves if p.grad is not None]
+        grads = [p.grad for p in leaves_in(optimizer) if p.grad is not None]
         return value, float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
     def _check_strays(self, value: Evaluation) -> None:
@@ -291,7 +313,7 @@ class _Trainer:
             params=self.params,
             device=device,
             checked=True,
-            caveats=() if self.objective.is_plain else (TEMPERED,),
+            caveats=() if self.now(len(self.history)).is_plain else (TEMPERED,),
         )
         return Fit(
             model=self.model,
@@ -303,10 +325,6 @@ class _Trainer:
             reason=reason,
             seed=seed,
         )
-
-
-def _leaves(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _not_finite(step: int, value: Evaluation) -> str:

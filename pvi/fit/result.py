@@ -1,6 +1,8 @@
 """What a fit returns."""
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,31 +12,48 @@ from pvi.engine import Objective
 from pvi.engine.traces import Program
 from pvi.posterior import Posterior
 
-FIELDS = ("bound", "loss", "lr", "grad_norm")
+ALWAYS = ("bound", "loss", "lr", "grad_norm")
 
 
-@dataclass
 class History:
-    """One entry a step: `bound` (unweighted, nats), `loss`, `lr` and `grad_norm`, as arrays."""
+    """One entry a step, as arrays by name.
 
-    _values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in FIELDS})
+    `bound` is that of the objective at weight 1 for every KL and without penalties, whatever was
+    minimised as `loss`; `log_likelihood` and `kl/SITE` are its parts, `penalty` the sum of all
+    `pvi.penalty`; all in nats. Besides, `lr` and `grad_norm`.
+    """
 
-    def add(self, *values: float) -> None:
-        for name, value in zip(FIELDS, values, strict=True):
-            self._values[name].append(value)
+    def __init__(self) -> None:
+        self._values: dict[str, list[float]] = {name: [] for name in ALWAYS}
+        self._length = 0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Append one step; a name that is new or missing is NaN where it was not recorded."""
+        for name in dict.fromkeys([*self._values, *values]):
+            column = self._values.setdefault(name, [math.nan] * self._length)
+            column.append(values.get(name, math.nan))
+        self._length += 1
 
     @property
-    def bounds(self) -> list[float]:
-        return self._values["bound"]
+    def losses(self) -> list[float]:
+        return self._values["loss"]
 
     def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._values:
+            raise KeyError(f"'{name}' was not recorded; there are {', '.join(self.keys())}")
         return np.asarray(self._values[name])
 
     def __len__(self) -> int:
-        return len(self._values["loss"])
+        return self._length
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
 
     def keys(self) -> tuple[str, ...]:
-        return FIELDS
+        return tuple(self._values)
 
 
 @dataclass(frozen=True)

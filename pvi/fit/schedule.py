@@ -19,7 +19,8 @@ class Schedule:
     """Steps, optimiser and learning rate of one fit.
 
     With `steps` or `epochs` the rate of "auto" falls along a cosine; without, it falls whenever the
-    bound stops rising, and training ends at the last plateau.
+    bound stops rising, and training ends at the last plateau. While KL weights still change, in
+    the first `anneal` steps, the bound's course says nothing.
 
     Raises:
         FitError: options that contradict each other.
@@ -32,6 +33,7 @@ class Schedule:
         epochs: int | None,
         lr: float | None,
         optimizer: str | Factory,
+        anneal: int = 0,
     ):
         for name, value in (("steps", steps), ("epochs", epochs)):
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -43,7 +45,8 @@ class Schedule:
         self._factory = None if optimizer == "auto" else _factory(optimizer, lr)
         self._lr = lr
         self.steps = epochs * per_epoch if epochs is not None else steps
-        self.limit = self.steps or max(MAX_STEPS, MAX_EPOCHS * per_epoch)
+        self.limit = self.steps or max(MAX_STEPS, MAX_EPOCHS * per_epoch, 2 * anneal)
+        self.anneal = anneal
         self.plateau = None if self.steps else Plateau(max(200, per_epoch))
 
     def optimizer(self, params: Params) -> torch.optim.Optimizer:
@@ -65,9 +68,12 @@ class Schedule:
             rates.setdefault(self._lr or default, []).append(leaf)
         return [{"params": p, "lr": rate, "initial_lr": rate} for rate, p in rates.items()]
 
-    def after(self, step: int, bound: float, optimizer: torch.optim.Optimizer) -> None:
-        """Adapt the rate of "auto" after a step."""
-        factor = self.plateau.update(bound) if self.plateau else cosine(step, self.limit)
+    def after(self, step: int, gain: float, optimizer: torch.optim.Optimizer) -> None:
+        """Adapt the rate of "auto" after a step with minus this loss."""
+        if self.plateau is None:
+            factor = cosine(step, self.limit)
+        else:
+            factor = self.plateau.update(gain) if step > self.anneal else self.plateau.factor
         if self._factory is None:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
@@ -75,12 +81,15 @@ class Schedule:
     def finished(self, step: int) -> bool:
         return step >= self.limit or (self.plateau is not None and self.plateau.converged)
 
-    def shortfall(self, bounds: Sequence[float]) -> str:
-        """Why a finished fit has not converged, from the bound at each step; empty if it has."""
+    def shortfall(self, losses: Sequence[float]) -> str:
+        """Why a finished fit has not converged, from the loss at each step; empty if it has."""
+        steps = len(losses)
+        if steps < self.anneal:
+            return f"the KL schedule ends at step {self.anneal}, after the {steps} of this fit"
         if self.plateau is not None:
             level = self.plateau.converged
-            return "" if level else f"the bound was not level yet after {len(bounds)} steps"
-        return still_rising(bounds)
+            return "" if level else f"the bound was not level yet after {steps} steps"
+        return still_rising([-loss for loss in losses])
 
 
 def _factory(optimizer: Any, lr: float | None) -> Factory:

@@ -77,7 +77,7 @@ def _interior(support: Any, value: Tensor) -> bool:
 
 
 def latents(model: Program, init_loc_fn: InitLoc, args: tuple, kwargs: Mapping) -> list[Latent]:
-    """Run the model once from its starting point and describe its latent sites.
+    """Run the model once from its starting point and describe the latents that it does not sum out.
 
     Raises:
         ModelError: the model has no latent site.
@@ -91,7 +91,9 @@ def latents(model: Program, init_loc_fn: InitLoc, args: tuple, kwargs: Mapping) 
 
     trace = run_hidden(InitMessenger(start)(model), args, kwargs)
     found = [
-        _latent(name, node) for name, node in sample_nodes(trace).items() if not node["is_observed"]
+        _latent(name, node)
+        for name, node in sample_nodes(trace).items()
+        if not node["is_observed"] and node["infer"].get("enumerate") != "parallel"
     ]
     if not found:
         raise ModelError("the model has no latent site, so there is nothing to build a guide for")
@@ -105,8 +107,8 @@ def _latent(name: str, node: Mapping) -> Latent:
     except NotImplementedError as error:
         raise GuideError(
             f"site '{name}' ({type(fn).__name__}) has no map from unconstrained space (is it "
-            "discrete?). This guide needs continuous latents: sum it out in the model, or write "
-            "your own guide."
+            'discrete?). This guide needs continuous latents: mark it infer={"enumerate": '
+            '"parallel"} in the model, to sum it out, or write your own guide.'
         ) from error
     if not bool(loc.isfinite().all()):
         raise GuideError(

@@ -102,7 +102,7 @@ class _Namer:
         self, name: str, shape: tuple[int, ...], event: bool
     ) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Dimension names of a site's value and its shape without empty batch dimensions."""
-        node = self.nodes.get(name)
+        node = self.nodes.get(name.partition(", ")[0])  # "x, y": observations with one density
         event_dim = node["fn"].event_dim if node is not None and event else 0
         if node is None:
             event_dim = len(shape)
@@ -112,7 +112,7 @@ class _Namer:
         own = [dim for dim in self.dims.get(name, ()) if dim not in frames.values()]
         for i, size in enumerate(shape):
             plate = frames.get(i - batch) if i < batch else None
-            if plate is not None:
+            if plate is not None and size == self.plates[plate]:
                 names.append(plate)
             elif i < batch and size == 1:
                 continue

@@ -1,26 +1,33 @@
 """Run a guide and a model for many draws, batched where the programs allow it."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.distributions import Unit
 from torch import Tensor
 
+from pvi.engine.backward import draw_summed
+from pvi.engine.enumeration import with_sites
 from pvi.engine.joint import terms_of
 from pvi.engine.plan import Plan
-from pvi.engine.terms import Terms
+from pvi.engine.terms import Term, Terms
 from pvi.engine.traces import (
     Program,
+    Site,
     deterministic_nodes,
+    free,
+    pair,
     particles,
+    plates_of,
     preserved_rng,
+    replaced,
     run,
     run_hidden,
     sample_nodes,
+    subset,
 )
 from pvi.progress import progress
 
@@ -43,12 +50,30 @@ class Runner:
 
     Args:
         plan: whether draws can be a batch dimension; else they are made one by one.
+        trained: for new data the runner of the training data; a site that the model sums out there
+            for all rows together keeps its posterior given those.
+        rows: how many the training data have.
     """
 
-    def __init__(self, model: Program, guide: Program, args: tuple, kwargs: Mapping, plan: Plan):
-        self.model, self.guide, self.args, self.kwargs, self.plan = model, guide, args, kwargs, plan
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple,
+        kwargs: Mapping,
+        plan: Plan,
+        trained: "Runner | None" = None,
+        rows: int = 0,
+    ):
+        self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
+        self._trained, self._rows = trained, rows
         self.guide_trace = run_hidden(guide, args, kwargs)
         self.model_trace = run_hidden(model, args, kwargs, self.guide_trace)
+        sums = plan.enumeration.summed
+        self._shared = () if trained is None else trained.shared(sums, rows)
+        self.guide_trace = with_sites(self.guide_trace, self.model_trace, self._shared)
+        own = tuple(name for name in sums if name not in self._shared)
+        self.plan = replace(plan, enumeration=replace(plan.enumeration, summed=own))
         sampled, computed = sample_nodes(self.model_trace), deterministic_nodes(self.model_trace)
         self.nodes = sampled | computed
         self.latent = [name for name, node in sampled.items() if not node["is_observed"]]
@@ -58,6 +83,20 @@ class Runner:
             if node["is_observed"] and not isinstance(node["fn"], Unit)  # pyro.factor has no data
         ]
         self.deterministic = list(computed)
+        if own:
+            model = self.plan.enumeration.model(model)
+            self._enumerated = run_hidden(model, args, kwargs, self.guide_trace)
+
+    @property
+    def sites(self) -> list[Site]:
+        """The sites of both programs; those that are summed out have no `q`."""
+        summed = self.plan.enumeration.summed
+        return pair(self.guide_trace, self._enumerated if summed else self.model_trace)
+
+    def shared(self, names: Iterable[str], rows: int) -> tuple[str, ...]:
+        """Those of the sites that belong to no single one of so many rows."""
+        sizes = {name: {plate.size for plate in plates_of(self.nodes[name])} for name in names}
+        return tuple(name for name in names if rows not in sizes[name])
 
     def runs(self, num_draws: int) -> Iterator["Run"]:
         """Runs that together make `num_draws` draws, each from a random state of its own.
@@ -69,15 +108,26 @@ class Runner:
         for num, seed in progress(list(zip(chunks, seeds, strict=True)), "draw"):
             with preserved_rng():
                 torch.manual_seed(seed)
-                guide_trace = run(self.repeat(self.guide, num), self.args, self.kwargs)
-                yield Run(self, num, guide_trace)
+                yield Run(self, num, self._draw(num))
+
+    def _draw(self, num: int, given: Any = None) -> Any:
+        """Draws from the guide, with the model's sums that belong to the training data."""
+        trace = run(self.repeat(self.guide, num), self.args, self.kwargs, given)
+        if self._trained is None or not self._shared:
+            return trace
+        common = self._trained.shared(sample_nodes(trace), self._rows)
+        given = subset(trace, common, indices=False)
+        past = Run(self._trained, num, self._trained._draw(num, given))
+        return with_sites(trace, past.latents, self._shared)
 
     def repeat(self, fn: Program, num: int) -> Program:
         return particles(fn, num, self.plan.nesting)
 
     def _chunks(self, num_draws: int) -> Iterator[int]:
         """Sizes of runs, by memory; 1 where draws can't be a batch dimension."""
-        size = sum(node["value"].numel() for node in self.nodes.values()) or 1
+        size = sum(map(_numel, self.nodes.values())) or 1
+        if self.plan.enumeration:
+            size = sum(map(_numel, sample_nodes(self._enumerated).values()))
         chunk = max(1, CHUNK // size) if self.plan.vectorized else 1
         while num_draws > 0:
             yield min(chunk, num_draws)
@@ -92,42 +142,65 @@ class Run:
 
     @cached_property
     def _model_trace(self) -> Any:
-        return self._run(self._runner.model)
+        """The model on the draws; where it sums sites out, with all of their values."""
+        r = self._runner
+        model = r.plan.enumeration.model(r.model, self._num)
+        return run(model, r.args, r.kwargs, self._guide_trace)
+
+    @cached_property
+    def latents(self) -> Any:
+        """A trace of all latents: the guide's, and those summed out given them and the data."""
+        if not self._runner.plan.enumeration:
+            return self._guide_trace
+        values = draw_summed(self._guide_trace, self._model_trace, self._runner.plan.enumeration)
+        return with_sites(self._guide_trace, replaced(self._model_trace, values), values)
+
+    @cached_property
+    def _drawn(self) -> Any:
+        """The model on one value of every latent."""
+        summed = self._runner.plan.enumeration
+        return self._run(self._runner.model) if summed else self._model_trace
 
     @cached_property
     def _terms(self) -> Terms:
-        nesting = self._runner.plan.nesting if self._num > 1 else None
-        return terms_of(self._guide_trace, self._model_trace, self._num, nesting)
+        plan = self._runner.plan
+        nesting = plan.nesting if self._num > 1 else None
+        traces = (self._guide_trace, self._model_trace)
+        return terms_of(*traces, self._num, nesting, enumeration=plan.enumeration)
 
     def _run(self, model: Program) -> Any:
         r = self._runner
-        return run(r.repeat(model, self._num), r.args, r.kwargs, self._guide_trace)
+        return run(r.repeat(model, self._num), r.args, r.kwargs, self.latents)
 
     def sample(self) -> dict[str, Tensor]:
         """Latent and deterministic sites."""
-        values = self._values(self._guide_trace, self._runner.latent)
+        values = self._values(self.latents, self._runner.latent)
         if self._runner.deterministic:
-            values |= self._values(self._model_trace, self._runner.deterministic)
+            values |= self._values(self._drawn, self._runner.deterministic)
         return values
 
     def draws(self) -> Draws:
-        """Latent sites with their log densities."""
+        """The guide's latent sites with their log densities; others are summed out."""
         log_q = torch.stack([t.log_q_per_particle() for t in self._terms]).sum(0)
-        values = self._values(self._guide_trace, self._runner.latent)
+        latent = [n for n in self._runner.latent if n not in self._runner.plan.enumeration.summed]
+        values = self._values(self._guide_trace, latent)
         return Draws(values, self._terms.log_weights() + log_q, log_q)
 
     def log_likelihood(self) -> dict[str, Tensor]:
-        """Log density of each observation, masked ones 0, unscaled."""
-        nodes = self._runner.nodes
+        """Log density of each observation, masked ones 0, unscaled.
+
+        Observations that share a discrete site have one density together, over their common plates.
+        """
+        data = set(self._runner.observed)
         return {
-            t.name: with_draws(t.log_p, self._num, nodes[t.name]["fn"].batch_shape)
+            t.name: with_draws(t.log_p, self._num, _batch_shape(t))
             for t in self._terms
-            if t.name in self._runner.observed and t.log_p is not None
+            if t.kind == "likelihood" and t.log_p is not None and data & _observed(t)
         }
 
     def predictive(self, names: list[str]) -> dict[str, Tensor]:
         """`names` drawn from the model with its observations set free."""
-        return self._values(self._run(poutine.uncondition(self._runner.model)), names)
+        return self._values(self._run(free(self._runner.model)), names)
 
     def _values(self, trace: Any, names: list[str]) -> dict[str, Tensor]:
         nodes = self._runner.nodes
@@ -135,6 +208,23 @@ class Run:
             n: with_draws(trace.nodes[n]["value"], self._num, nodes[n]["value"].shape)
             for n in names
         }
+
+
+def _observed(term: Term) -> set[str]:
+    """Names of the observed sites in a term."""
+    site = term.sites[0]
+    return {member.name for member in site.members or (site,) if member.observed}
+
+
+def _batch_shape(term: Term) -> torch.Size:
+    """The shape that its plates give to a term."""
+    sizes = {plate.dim: plate.size for plate in term.plates if plate.dim is not None}
+    return torch.Size(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
+
+
+def _numel(node: Mapping) -> int:
+    """How many numbers a site holds."""
+    return torch.broadcast_shapes(node["fn"].shape(), node["value"].shape).numel()
 
 
 def with_draws(value: Tensor, num: int, shape: torch.Size) -> Tensor:

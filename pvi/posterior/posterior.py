@@ -12,7 +12,7 @@ from pvi.engine.checks import check, check_finite
 from pvi.engine.data import Data, as_data
 from pvi.engine.params import Params
 from pvi.engine.plan import make_plan
-from pvi.engine.traces import Program, is_delta, pair, preserved_rng
+from pvi.engine.traces import Program, is_delta, preserved_rng
 from pvi.errors import GuideError, ObjectiveError
 from pvi.posterior.draws import Draws, Runner, stack, stack_draws
 from pvi.posterior.predictive import check_plates, new_arguments
@@ -116,12 +116,13 @@ class Posterior:
             names = [*runner.observed, *runner.deterministic]
             if new_data or new_kwargs:
                 check_plates(self.model, self.guide, args, kwargs)
-                runner = Runner(self.model, self.guide, args, kwargs, runner.plan)
+                rows, plan = self.data.size, runner.plan
+                runner = Runner(self.model, self.guide, args, kwargs, plan, runner, rows)
             return stack([run.predictive(names) for run in runner.runs(num_draws)])
 
     def caveats(self) -> list[str]:
         """Why the log weights of this posterior would be meaningless; empty if they are sound."""
-        sites = pair(self.runner.guide_trace, self.runner.model_trace)
+        sites = self.runner.sites
         two = self.sample(2, seed=0)
         reasons = list(self._caveats)
         if not any(site.p is not None and site.q is not None for site in sites):
@@ -137,6 +138,12 @@ class Posterior:
                     f"the guide scales site '{site.name}' (poutine.scale), so log p - log q is no "
                     "weight: diagnose the programs without the scale"
                 )
+        effects = [*self.runner.guide_trace.effects, *self.runner.model_trace.effects]
+        reasons += [
+            f"pvi.kl '{message['name']}' integrates a latent that has no draws"
+            for message in effects
+            if message["kind"] == "kl"
+        ]
         return reasons + [
             f"site '{site.name}' is in a subsampled plate"
             for site in sites
@@ -201,7 +208,7 @@ class Posterior:
             stack.enter_context(torch.device(self._device) if self._device else nullcontext())
             if self._runner is None:
                 args, kwargs = self.data.whole()
-                plan = make_plan(self.model, self.guide, args, kwargs, "joint")
+                plan = make_plan(self.model, self.guide, args, kwargs, "joint", average=False)
                 self._runner = Runner(self.model, self.guide, args, kwargs, plan)
             if seed is not None:
                 stack.enter_context(preserved_rng())

@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pyro import poutine
-
 from pvi.engine.checks import check_finite
 from pvi.engine.data import Data, as_tensor, check_rows
-from pvi.engine.traces import Program, plates_of, run_hidden, sample_nodes, subset
+from pvi.engine.traces import Program, free, plates_of, run_hidden, sample_nodes, subset
 from pvi.errors import DataError, GuideError
 
 
@@ -51,9 +49,8 @@ def check_plates(model: Program, guide: Program, args: tuple, kwargs: Mapping) -
     guide_trace = _run_new("guide", guide, args, kwargs)
     guide_nodes = sample_nodes(guide_trace)
     shared = [name for name, node in guide_nodes.items() if not plates_of(node)]
-    free = poutine.uncondition(model)
     given = subset(guide_trace, shared, indices=False)
-    model_nodes = sample_nodes(_run_new("model", free, args, kwargs, given))
+    model_nodes = sample_nodes(_run_new("model", free(model), args, kwargs, given))
     for name, node in guide_nodes.items():
         if name not in model_nodes:
             continue

@@ -1,0 +1,118 @@
+"""Data simulated from the model itself, with the latents that made them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.distributions import Unit
+from torch import Tensor
+
+from pvi.engine.traces import Program, conditioned, free, run, run_hidden, sample_nodes
+from pvi.errors import ObjectiveError
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """One draw of latents and data.
+
+    Args:
+        trace: of the model, its observations drawn as well: (z, x) ~ p, so z ~ p(z | x) exactly.
+        args, kwargs: the arguments with each observation replaced by the simulated one.
+        model: the model, conditioned on simulated observations that are no argument.
+        hidden: names of these.
+    """
+
+    trace: Any
+    args: tuple
+    kwargs: dict[str, Any]
+    model: Program
+    hidden: tuple[str, ...]
+
+
+def simulate(model: Program, args: tuple, kwargs: Mapping[str, Any]) -> Simulated:
+    """Draw latents and observations from the model.
+
+    Observations that a mask leaves out keep their old values, so that a mask which the model reads
+    off missing data stays the same.
+
+    Args:
+        args, kwargs: a tensor among them (or in a tuple, list or dict among them) that holds the
+            value of an observed site, whole or as a slice, or equals it, is given the simulated
+            one.
+
+    Raises:
+        ObjectiveError: `pyro.factor` or `obs_mask`, which tell no distribution of the data.
+    """
+    nodes = sample_nodes(run_hidden(model, args, kwargs))
+    old = {name: node for name, node in nodes.items() if node["is_observed"]}
+    _check_sampled(old)
+    trace = run(free(model), args, kwargs)
+    drawn: dict[str, Any] = {name: trace.nodes[name]["value"] for name in old}
+    new = {name: _where_kept(drawn[name], node) for name, node in old.items()}
+    pairs = {name: (node["value"], new[name]) for name, node in old.items()}
+    found: set[str] = set()
+
+    def swap(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return _refilled(value, pairs, found)
+        if isinstance(value, tuple | list):
+            return type(value)(swap(v) for v in value)
+        return {k: swap(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    new_args, new_kwargs = swap(tuple(args)), swap(dict(kwargs))
+    hidden = tuple(name for name in old if name not in found)
+    model = conditioned(model, {name: new[name] for name in hidden})
+    return Simulated(trace, new_args, new_kwargs, model, hidden)
+
+
+def _check_sampled(observed: Mapping[str, Any]) -> None:
+    for name, node in observed.items():
+        if isinstance(node["fn"], Unit) or name.endswith("_observed"):
+            what = "pyro.factor" if isinstance(node["fn"], Unit) else "obs_mask"
+            raise ObjectiveError(
+                f"site '{name}' comes from {what}, so data can't be simulated from the model. "
+                "Write it as a pyro.sample of all the data."
+            )
+
+
+def _where_kept(drawn: Tensor, node: Mapping) -> Tensor:
+    """The simulated observation, with the old values where the site's mask drops them."""
+    mask, old = node["mask"], node["value"]
+    if mask is None or mask is True or drawn.shape != old.shape:
+        return drawn
+    mask = torch.as_tensor(mask, device=drawn.device)
+    return torch.where(mask.reshape(mask.shape + (1,) * node["fn"].event_dim), drawn, old)
+
+
+def _refilled(argument: Tensor, pairs: Mapping[str, Any], found: set[str]) -> Tensor:
+    """The argument with each new value where it held the old one; `found` gets their names."""
+    result = argument
+    for name, (old, new) in pairs.items():
+        if new.shape != old.shape:
+            continue
+        if argument is old or (argument.shape == old.shape and _equal(argument, old)):
+            result = new.to(argument.dtype)
+        elif _is_view(old, argument):
+            result = argument.clone() if result is argument else result
+            offset = old.storage_offset() - argument.storage_offset()
+            torch.as_strided(result, old.shape, old.stride(), offset).copy_(new)
+        else:
+            continue
+        found.add(name)
+    return result
+
+
+def _is_view(part: Tensor, whole: Tensor) -> bool:
+    """Whether `part` is memory of `whole`: the a slice, another shape of it."""
+    same = part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+    sizes = [(n, step) for n, step in zip(part.shape, part.stride(), strict=True) if n > 1]
+    repeats = any(step == 0 for _, step in sizes)
+    if not same or part.dtype != whole.dtype or repeats or not whole.is_contiguous():
+        return False
+    first = part.storage_offset() - whole.storage_offset()
+    return first >= 0 and first + sum((n - 1) * step for n, step in sizes) < whole.numel()
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())

@@ -1,0 +1,74 @@
+"""Reweighted wake-sleep as a gradient: two or three phases, each with its own loss."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pvi.engine.custom import WeightedDraws
+from pvi.engine.simulate import simulate
+from pvi.engine.traces import run, sample_nodes, total_log_prob
+from pvi.errors import ObjectiveError
+
+
+@dataclass(frozen=True)
+class Wake:
+    """The gradient of reweighted wake-sleep (Bornschein and Bengio 2015; Le et al. 2019).
+
+    With normalised weights v of K draws that carry no gradient:
+    $$\\nabla_\\theta: -\\sum_k v_k \\log p_\\theta(x, z_k) \\qquad
+    \\nabla_\\phi: -\\lambda \\sum_k v_k \\log q_\\phi(z_k | x)
+    - (1 - \\lambda)\\, E_{p(x, z)} \\log q_\\phi(z | x)$$
+    wake for the model, wake for the guide, sleep for the guide. The first is the gradient of the
+    IWAE bound; the others move the guide towards the posterior in the inclusive KL, which needs no
+    reparameterisation and covers modes.
+
+    Args:
+        insomnia: lambda; 1 for no sleep phase. Sleep simulates the data from the model, so the
+            observations must be arguments of the programs.
+    """
+
+    insomnia: float = 1.0
+    detach_draws = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.insomnia <= 1:
+            raise ObjectiveError(f"insomnia must be between 0 and 1, got {self.insomnia!r}")
+
+    def __call__(self, draws: WeightedDraws) -> Mapping[str, Tensor]:
+        _check_inside(draws)
+        v = torch.softmax(draws.log_w.detach(), 0)
+        log_p = draws.log_w + draws.log_q
+        losses = {"wake_model": -draws.outer - draws.size * (v * log_p).sum()}
+        if self.insomnia > 0:
+            losses["wake_guide"] = -self.insomnia * draws.size * (v * draws.log_q).sum()
+        if self.insomnia < 1:
+            losses["sleep_guide"] = (1 - self.insomnia) * sleep(draws)
+        return losses
+
+    def __str__(self) -> str:
+        return "wake" if self.insomnia == 1 else f"wake, {1 - self.insomnia:g} sleep"
+
+
+def sleep(draws: WeightedDraws) -> Tensor:
+    """-log q(z | x) of one simulated data set and its latents, nats."""
+    with torch.no_grad():
+        simulated = simulate(draws.model, draws.args, draws.kwargs)
+    if simulated.hidden:
+        raise ObjectiveError(
+            f"the sleep phase shows the guide simulated data, but the observation of site "
+            f"'{simulated.hidden[0]}' is no argument. Pass it as one, or use insomnia=1."
+        )
+    guide_trace = run(draws.guide, simulated.args, simulated.kwargs, simulated.trace)
+    return -total_log_prob(sample_nodes(guide_trace))
+
+
+def _check_inside(draws: WeightedDraws) -> None:
+    """Every latent must be weighted: what is drawn once per bound has no weights to learn by."""
+    for term in draws.outer_sites:
+        if term.log_q is not None and term.log_q.requires_grad:
+            raise ObjectiveError(
+                f"reweighted wake-sleep needs a weight for every latent, but '{term.name}' is "
+                "drawn once per bound. Use bound='joint', or gradient='auto'."
+            )
