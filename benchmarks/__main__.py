@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 NEEDS_DATA = {"posteriordb": "posteriordb"}  # name -> its folder under --data
-NAMES = ("parity", "bad_input", "minibatch", *NEEDS_DATA)
+NAMES = ("parity", "from_pyro", "gradients", "bad_input", "minibatch", "sandwich", *NEEDS_DATA)
 
 
 def main() -> int:

@@ -157,6 +157,57 @@ def test_nested_gradients(alpha: float, gradient: str) -> None:
     assert expected[0].abs().gt(8 * found[1]).any()
 
 
+def global_model(x: Tensor) -> None:
+    t = pyro.sample("t", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(t, NOISE), obs=x)
+
+
+class GlobalGuide(nn.Module):
+    """q(t) = N(m, s)."""
+
+    def __init__(self, m: float = 0.2, s: float = 0.5):
+        super().__init__()
+        self.raw = nn.Parameter(torch.tensor([m, math.log(s)]))
+
+    def forward(self, x: Tensor) -> None:
+        pyro.sample("t", dist.Normal(self.raw[0], self.raw[1].exp()))
+
+
+def global_reference(raw: Tensor, alpha: float, draws: int) -> Tensor:
+    q = dist.Normal(raw[0], raw[1].exp())
+    t = q.rsample((NUM, draws, 1))
+    likelihood = dist.Normal(t, NOISE).log_prob(torch.tensor(X)).sum(-1)
+    log_w = likelihood + (dist.Normal(0.0, 1.0).log_prob(t) - q.log_prob(t)).squeeze(-1)
+    return order_mean(log_w, alpha).mean()
+
+
+def joint_reference(raw: Tensor, alpha: float, draws: int) -> Tensor:
+    """`local_model` with NUM rows, whole draws weighted."""
+    a, b, s = raw
+    x = torch.tensor([*X, 0.3])
+    q = dist.Normal(a * x + b, s.exp())
+    z = q.rsample((NUM, draws))
+    log_w = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z, NOISE).log_prob(x) - q.log_prob(z)
+    return order_mean(log_w.sum(-1), alpha).mean()
+
+
+@pytest.mark.parametrize("batched", [True, False], ids=["batched", "looped"])
+@pytest.mark.parametrize("gradient", ["reparam", "path", "score"])
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_joint_gradients(alpha: float, gradient: str, batched: bool) -> None:
+    """Whole draws are weighted: global latents, and as many rows as particles."""
+    repeats = 400 if batched else 100
+    options = {"gradient": gradient, "vectorize_particles": batched, "bound": "joint"}
+    objective = pvi.RenyiELBO(alpha, NUM, **options)
+    found = estimate(objective, global_model, GlobalGuide(), torch.tensor(X), repeats)
+    assert_same_mean(found, reference(global_reference, GlobalGuide().raw, alpha))
+    found = estimate(objective, local_model, LocalGuide(), torch.tensor([*X, 0.3]), repeats)
+    expected = reference(joint_reference, LocalGuide().raw, alpha)
+    assert_same_mean(found, expected)
+    assert expected[0].abs().gt(4 * found[1]).any()
+
+
 @pytest.mark.parametrize("alpha", [1.0, 0.0, 0.5])
 def test_path_is_zero_at_the_posterior(alpha: float) -> None:
     """Not only in the mean: every draw's path gradient vanishes where q is the posterior."""

@@ -23,9 +23,13 @@ Gradient = Literal["auto", "reparam", "path", "score"]
 
 
 class Tap:
-    """Views of drawn values whose gradient is multiplied by a ratio that is known only later."""
+    """Views of drawn values whose gradient is multiplied by a ratio that is known only later.
 
-    def __init__(self) -> None:
+    The ratio is `(K, *plates)` for values of a batch of particles, else `(*plates)`.
+    """
+
+    def __init__(self, batched: bool) -> None:
+        self.batched = batched
         self.ratio: Tensor | None = None
 
     def view(self, value: Tensor, event_dim: int) -> Tensor:
@@ -37,7 +41,11 @@ class Tap:
         def scale(gradient: Tensor) -> Tensor:
             if self.ratio is None:
                 return gradient
-            ratio = self.ratio.reshape(self.ratio.shape + (1,) * event_dim)
+            ratio = self.ratio
+            if self.batched:  # particles are leftmost, plates rightmost, others in between
+                between = gradient.dim() - event_dim - ratio.dim()
+                ratio = ratio.reshape(len(ratio), *[1] * between, *ratio.shape[1:])
+            ratio = ratio.reshape(ratio.shape + (1,) * event_dim)
             return gradient * ratio.to(gradient.dtype)
 
         view.register_hook(scale)

@@ -129,7 +129,7 @@ class Sampler:
         """
         guide, rng = self.plan.enumeration.guide(self.guide, num), rng_state()
         guide_trace = run(guide, self.args, self.kwargs, given)
-        tap, outer = Tap(), set(given.nodes) if given is not None else set()
+        tap, outer = Tap(num > 1), set(given.nodes) if given is not None else set()
         nodes = sample_nodes(guide_trace)
         drawn = {name: node["value"] for name, node in nodes.items() if not node["is_observed"]}
         inner = {
