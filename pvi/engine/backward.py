@@ -10,7 +10,8 @@ from pyro.infer.discrete import _sample_posterior_from_trace
 from torch import Tensor
 
 from pvi.engine.enumeration import Enumeration
-from pvi.engine.summation import EnumeratedRun, added, listed, summed
+from pvi.engine.rings import added
+from pvi.engine.summation import EnumeratedRun, listed, summed
 from pvi.engine.traces import Site, pair, sample_nodes, subset
 from pvi.errors import DataError
 
@@ -36,7 +37,7 @@ def draw_summed(guide_trace: Any, model_trace: Any, enumeration: Enumeration) ->
 
     def indices() -> dict[str, Tensor]:
         marked: Any = {"enumerate": "parallel"}
-        return {n: pyro.sample(n, run.nodes[n]["fn"], infer=marked) for n in enumeration.summed}
+        return {n: pyro.sample(n, run.nodes[n]["fn"], infer=marked) for n in run.summed.values()}
 
     with poutine.block():
         found = _sample_posterior_from_trace(indices, trace, 1, False)

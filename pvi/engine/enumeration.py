@@ -8,7 +8,7 @@ depends on it becomes $\\sum_k q(k)\\, t_k$, which needs no score gradient.
 Pyro enumerates and contracts; what comes out are ordinary sites, so every bound works unchanged.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,6 +138,29 @@ def mixed(terms: Terms) -> dict[str, str]:
         for member in site.members
         if member.q is not None
     }
+
+
+def mode(args: tuple, kwargs: Mapping) -> Hashable:
+    """What may make a program sum over other sites in another call: what is left out, and flags."""
+    return tuple(
+        (key, value if value is None or isinstance(value, bool | str) else type(value))
+        for key, value in [*enumerate(args), *kwargs.items()]
+    )
+
+
+def check_drawn(guide_trace: Any, names: Iterable[str]) -> None:
+    """Refuse to draw what is marked: the first look at these programs saw no mark.
+
+    Raises:
+        ObjectiveError: naming the site.
+    """
+    for name in names:
+        if guide_trace.nodes[name]["infer"].get("enumerate"):
+            raise ObjectiveError(
+                f"site '{name}' is marked for enumeration, but was not in the first run of these "
+                "programs. Let an argument that is None, a bool or a string tell such calls apart, "
+                "or use an objective of its own for each."
+            )
 
 
 def check_objective(objective: Any, enumeration: Enumeration) -> None:

@@ -47,9 +47,21 @@ def look(
     found = marks(guide_trace, model_trace, nesting, average=average)
     if not found:
         return found, guide_trace, model_trace
+    return _enumerate(found, model, guide, args, kwargs, (guide_trace, model_trace))
 
-    programs = (found.model(model), found.guide(guide), args, kwargs)
+
+def _enumerate(
+    found: Enumeration,
+    model: Program,
+    guide: Program,
+    args: tuple,
+    kwargs: Mapping,
+    plain: tuple[Any, Any],
+) -> tuple[Enumeration, Any, Any]:
+    """Run with all values of these sites, and compare with plain traces of both programs."""
+    guide_trace, model_trace = plain
     plain = (with_sites(guide_trace, model_trace, found.summed), model_trace)
+    names, programs = ", ".join(found.names), (found.model(model), found.guide(guide), args, kwargs)
     rest = [name for name in sample_nodes(guide_trace) if name not in found.averaged]
     try:
         traces, same = _both(*programs), _both(*programs, subset(guide_trace, rest))
@@ -59,14 +71,14 @@ def look(
         raise
     except Exception as error:  # whatever a program raises on shapes that it did not expect
         raise ModelError(
-            f"site '{found.names[0]}' is enumerated: all of its values come at once, in a "
-            "dimension left of the plates, but the programs can't run on that "
-            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}). {HELP}"
+            f"'{names}' is enumerated: all values come at once, in a dimension left of the plates, "
+            f"but the programs can't run on that ({type(error).__name__}: "
+            f"{(str(error).splitlines() or [''])[0]}). {HELP}"
         ) from error
     if other and not _is_random(model, guide, args, kwargs, plain):
         raise ModelError(
-            f"site '{other}' has another log density where all values of '{found.names[0]}' come "
-            f"at once, in a dimension left of the plates, than with one of them. {HELP}"
+            f"site '{other}' has another log density where all values of '{names}' come at "
+            f"once, in a dimension left of the plates, than with one of them. {HELP}"
         )
     return replace(found, mixed=mixed(terms)), *traces
 
@@ -92,7 +104,7 @@ def _first_difference(
             for symbol in [s for s in x._pyro_dims if s in index]:
                 x = packed.gather(x, index[symbol], symbol)
             y = enumerated.pack(name, density(one.nodes[name]).log_prob())
-            if not _agree(*packed.broadcast_all(x, y)):
+            if not agree(*packed.broadcast_all(x, y)):
                 return name
     return ""
 
@@ -102,7 +114,8 @@ def _is_random(
 ) -> bool:
     """Whether densities differ between two runs on the same draws (dropout)."""
     with hidden():
-        torch.rand(())
+        for node in sample_nodes(plain[1]).values():
+            torch.rand((), device=node["value"].device)  # another random state
         again = [run(program, args, kwargs, plain[0]) for program in (guide, model)]
     pairs = [
         (density(node).log_prob(), density(trace.nodes[name]).log_prob())
@@ -110,9 +123,11 @@ def _is_random(
         for name, node in sample_nodes(before).items()
         if name in trace.nodes
     ]
-    return not all(_agree(one, two) for one, two in pairs)
+    return not all(agree(one, two) for one, two in pairs)
 
 
-def _agree(a: Tensor, b: Tensor) -> bool:
+def agree(a: Tensor, b: Tensor) -> bool:
+    """Whether two computations of the same numbers agree, up to rounding."""
+    b = b.to(a.dtype)
     tolerance = 1e-9 if a.dtype == torch.float64 else 1e-4
     return bool(torch.isclose(a, b, rtol=tolerance, atol=tolerance * 10, equal_nan=True).all())

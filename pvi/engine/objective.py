@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pvi.engine import bounds
 from pvi.engine.custom import GradientRule, weighted
-from pvi.engine.enumeration import check_objective
+from pvi.engine.enumeration import check_drawn, check_objective, mode
 from pvi.engine.explain import Explanation, explain
 from pvi.engine.gradients import (
     Baseline,
@@ -217,10 +217,10 @@ class Objective(PyroELBO):
 
     def _plan(self, model: Program, guide: Program, args: tuple, kwargs: Mapping) -> Plan:
         """The plan of this pair, made once and kept; for one particle from a single look."""
-        programs = (model, guide, args, kwargs)
+        programs, key = (model, guide, args, kwargs), (model, guide, mode(args, kwargs))
         if self.num_particles == 1 and self._rule is None:
-            return self._kept((model, guide), lambda: single_plan(*programs))
-        return self._kept((model, guide), lambda: make_plan(*programs, self.bound_scope))
+            return self._kept(key, lambda: single_plan(*programs))
+        return self._kept(key, lambda: make_plan(*programs, self.bound_scope))
 
     def _kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """A small cache: what was made for the last few pairs of programs."""
@@ -302,6 +302,7 @@ class Objective(PyroELBO):
         """The score part of the gradient as a term of value 0; its mean over the outer draws."""
         sites = [s.name for s in needs_score(draws[0].terms, everywhere=self.gradient == "score")]
         check_score(self, sites)
+        check_drawn(draws[0].guide_trace, sites)
         total = torch.zeros(())
         baseline = self._kept((key, "baseline"), Baseline)
         for i, (draw, part) in enumerate(zip(draws, parts, strict=True)):

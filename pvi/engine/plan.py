@@ -13,7 +13,7 @@ from torch import Tensor
 from pvi.engine.bounds import Scope, fold
 from pvi.engine.enumeration import Enumeration, with_sites
 from pvi.engine.joint import NONE, terms_of
-from pvi.engine.look import look
+from pvi.engine.look import agree, look
 from pvi.engine.terms import Term, Terms
 from pvi.engine.traces import (
     Program,
@@ -68,10 +68,10 @@ def make_plan(
     programs = (model, guide, args, kwargs)
     enumeration, guide_trace, model_trace = look(*programs, average=average)
     terms = terms_of(guide_trace, model_trace, enumeration=enumeration)
-    reason = why_not_vectorized(*programs, guide_trace, enumeration)
+    reason = why_not_vectorized(*programs, enumeration)
     if enumeration.summed and not average and not reason:
         drawn = Enumeration(nesting=enumeration.nesting)
-        reason = why_not_vectorized(*programs, guide_trace, drawn, enumeration.summed)
+        reason = why_not_vectorized(*programs, drawn, enumeration.summed)
     scope = _scope(terms) if bound != "joint" else Scope()
     if scope.plates and not _factorizes(*programs, guide_trace, scope, enumeration):
         scope = Scope()
@@ -173,15 +173,12 @@ def why_not_vectorized(
     guide: Program,
     args: tuple,
     kwargs: Mapping,
-    single: Any,
     enumeration: Enumeration,
     drawn: tuple[str, ...] = (),
 ) -> str:
-    """Empty if a run with a particle dimension equals single runs particle by particle, else why
-    not.
+    """Empty if a run with a particle dimension equals single runs one by one, else why not.
 
     Args:
-        single: the guide's trace in a single run.
         drawn: sites that the model draws, as if they were the guide's.
     """
     nesting = enumeration.nesting
@@ -193,8 +190,7 @@ def why_not_vectorized(
         return with_sites(guide_trace, model_trace, drawn), model_trace
 
     try:
-        single = traces(1)[0] if drawn else single
-        guide_trace, model_trace = traces(PROBE)
+        (single, _), (guide_trace, model_trace) = traces(1), traces(PROBE)
         together = terms_of(guide_trace, model_trace, PROBE, nesting, enumeration=enumeration)
         for k in range(PROBE):
             given = particle_slice(guide_trace, single, k, nesting)
@@ -205,7 +201,7 @@ def why_not_vectorized(
                 return f"'{other}' has another value with a particle dimension"
             both = zip([*together, *together.penalties], [*alone, *alone.penalties], strict=True)
             for batched, one in both:
-                if not _agree(batched.per_particle()[k], one.per_particle()[0]):
+                if not agree(batched.per_particle()[k], one.per_particle()[0]):
                     return f"site '{one.name}' has another log density with a particle dimension"
     except Exception as error:  # whatever a program raises on shapes that it did not expect
         return (
@@ -222,7 +218,7 @@ def _mixed_up(together: Any, alone: Any, k: int) -> str:
         if both.numel() not in (own.numel(), PROBE * own.numel()):
             return name
         rows = both.reshape(-1, *own.shape)
-        if not _agree(rows[k if len(rows) > 1 else 0], own):
+        if not agree(rows[k if len(rows) > 1 else 0], own):
             return name
     return ""
 
@@ -237,8 +233,3 @@ def particle_slice(vectorized: Any, single: Any, k: int, nesting: int) -> Any:
             value = value.select(dim, k)
         part.add_node(name, **{**node, "value": value.reshape(shape)})
     return part
-
-
-def _agree(a: Tensor, b: Tensor) -> bool:
-    tolerance = 1e-9 if a.dtype == torch.float64 else 1e-4
-    return bool(torch.isclose(a, b, rtol=tolerance, atol=tolerance * 10, equal_nan=True).all())

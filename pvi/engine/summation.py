@@ -3,7 +3,7 @@ what the guide does.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,13 +12,11 @@ import torch
 from pyro.distributions import Unit
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
-from pyro.ops.rings import LogRing
 from torch import Tensor
 
+from pvi.engine.rings import Packed, StableRing
 from pvi.engine.traces import Density, Scale, Site, plates_of, sample_nodes
 from pvi.errors import ModelError, ObjectiveError
-
-Packed = Any  # a tensor without dimensions of size 1, the others named in its `_pyro_dims`
 
 
 class EnumeratedRun:
@@ -28,7 +26,8 @@ class EnumeratedRun:
     names its dimension.
 
     Args:
-        summed, averaged: names of the sites that the model and the guide enumerate.
+        summed, averaged: names of the sites that the model and the guide enumerate, where they are
+            latent in this run.
         nesting: number of plate dimensions.
     """
 
@@ -47,11 +46,16 @@ class EnumeratedRun:
         self.nodes = guide_nodes | sample_nodes(model_trace)
         self.nesting = nesting
         self.summed, self.averaged = (
-            {self.nodes[name]["infer"]["_enumerate_symbol"]: name for name in names}
+            {
+                self.nodes[name]["infer"]["_enumerate_symbol"]: name
+                for name in names
+                if name in self.nodes and "_enumerate_dim" in self.nodes[name]["infer"]
+            }
             for names in (summed, averaged)
         )
+        self._weights: dict[frozenset[str], Packed] = {}
         self._log_q = {
-            symbol: self.pack(name, _log_prob(guide_nodes[name]))
+            symbol: self.pack(name, guide_nodes[name]["fn"].log_prob(guide_nodes[name]["value"]))
             for symbol, name in self.averaged.items()
         }
 
@@ -95,7 +99,7 @@ class EnumeratedRun:
             ordinal = frozenset(self.plates[f.name] for f in frames if f.vectorized)
             tree.setdefault(ordinal, []).append(self.log_p(site))
         try:
-            found = contract_tensor_tree(tree, set(self.summed), ring=_Ring())
+            found = contract_tensor_tree(tree, set(self.summed), ring=StableRing())
         except NotImplementedError as error:
             raise ObjectiveError(
                 f"the sum over '{listed(summed(members))}' couples crossed plates: its cost is "
@@ -124,22 +128,28 @@ class EnumeratedRun:
         return self._unpacked(name, self._mean(self.pack(name, x)))
 
     def _mean(self, x: Packed) -> Packed:
-        """Mean over the guide's enumerated sites, by their probabilities and their ancestors'."""
-        own = self.averaged.keys() & set(x._pyro_dims)
+        """Mean over the guide's enumerated sites."""
+        own = frozenset(self.averaged.keys() & set(x._pyro_dims))
         if not own:
             return x
-        needed, more = set(), set(own)
-        while more:
-            needed |= more
-            more = {d for s in more for d in self._log_q[s]._pyro_dims} & self.averaged.keys()
-            more -= needed
-        log_w = _Ring().sumproduct([self._log_q[s] for s in sorted(needed)], needed - own)
-        w, x = packed.broadcast_all(packed.exp(log_w), x)
+        if own not in self._weights:
+            self._weights[own] = self._weight(own)
+        w, x = packed.broadcast_all(self._weights[own], x)
         dims = x._pyro_dims
         x = torch.where(w > 0, x, 0.0)  # 0 * -inf
         mean = (w * x).sum([dims.index(symbol) for symbol in own])
         mean._pyro_dims = "".join(d for d in dims if d not in own)
         return mean
+
+    def _weight(self, own: frozenset[str]) -> Packed:
+        """Joint probability of these enumerated dimensions, summed over their ancestors."""
+        needed, more = set(), set(own)
+        while more:
+            needed |= more
+            more = {d for s in more for d in self._log_q[s]._pyro_dims} & self.averaged.keys()
+            more -= needed
+        factors = [self._log_q[symbol] for symbol in sorted(needed)]
+        return packed.exp(StableRing().sumproduct(factors, needed - own))
 
     def frames(self, name: str) -> frozenset:
         """Its plates as Pyro's frames, which tell the turns of a sequential plate apart."""
@@ -228,35 +238,11 @@ class EnumeratedRun:
 
     def _check_drawn(self, site: Site) -> None:
         if not getattr(_side(site.q).fn, "has_rsample", False):
-            owner = (self.averaged)[min(self._symbols(site.name, site.q))]
+            owner = self.averaged[min(self._symbols(site.name, site.q))]
             raise ObjectiveError(
                 f"guide site '{site.name}' is drawn for every value of '{owner}', but has no "
                 'reparameterised sampler. Mark it infer={"enumerate": "parallel"} as well.'
             )
-
-
-class _Ring(LogRing):
-    """Sums of products of densities, which first adds up what has the same dimensions.
-
-    Pyro shifts every factor by its own maximum; factors that disagree by more than the floats'
-    range would vanish.
-    """
-
-    def sumproduct(self, terms: Any, dims: Any) -> Packed:
-        groups: dict[frozenset, list[Packed]] = {}
-        for term in sorted(terms, key=lambda term: -term.dim()):
-            own = frozenset(term._pyro_dims)
-            groups.setdefault(next((g for g in groups if own <= g), own), []).append(term)
-        return super().sumproduct([added(group) for group in groups.values()], dims)
-
-
-def added(tensors: list[Packed]) -> Packed:
-    if len(tensors) == 1:
-        return tensors[0]
-    full: Any = packed.broadcast_all(*tensors)
-    total: Any = sum(full[1:], start=full[0])
-    total._pyro_dims = full[0]._pyro_dims
-    return total
 
 
 def _known(log_prob: Tensor, side: Density, **options: Any) -> Density:
@@ -303,10 +289,6 @@ def _side(side: Density | None) -> Density:
     if side is None:
         raise ValueError("the site is not in both programs")
     return side
-
-
-def _log_prob(node: Mapping) -> Tensor:
-    return node["fn"].log_prob(node["value"])
 
 
 def summed(members: Sequence[Site]) -> list[Site]:

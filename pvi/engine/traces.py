@@ -1,7 +1,7 @@
 """Run a guide and a model together and read what each said at every site.
 
-With `engine.subsampling` and `engine.enumeration` the only code that touches Pyro's effect handlers
-and traces.
+With `subsampling`, and `enumeration`, `summation` and `backward` for discrete sites, the only code
+that touches Pyro's effect handlers and traces.
 """
 
 import math
