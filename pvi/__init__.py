@@ -1,7 +1,7 @@
 """Variational inference on Pyro: a model and a guide go in, a checked posterior comes out."""
 
 from pvi import guides
-from pvi.diagnostics import Diagnosis, diagnose
+from pvi.diagnostics import Diagnosis, Evidence, Sandwich, diagnose, evidence, sandwich
 from pvi.engine import (
     ELBO,
     IWAE,
@@ -32,6 +32,7 @@ __all__ = [
     "Capacity",
     "DataError",
     "Diagnosis",
+    "Evidence",
     "Fit",
     "FitError",
     "FreeBits",
@@ -43,13 +44,16 @@ __all__ = [
     "PviError",
     "RenyiELBO",
     "ReweightedWakeSleep",
+    "Sandwich",
     "TraceMeanFieldELBO",
     "WeightedDraws",
     "diagnose",
+    "evidence",
     "fit",
     "from_svi",
     "guides",
     "kl",
     "penalty",
+    "sandwich",
     "schedules",
 ]

@@ -1,6 +1,19 @@
-"""Whether a posterior may be trusted, judged by its importance weights."""
+"""Whether a posterior may be trusted, and how probable the data are: by importance weights."""
 
 from pvi.diagnostics.diagnosis import Diagnosis, diagnose
+from pvi.diagnostics.evidence import Evidence, evidence, posterior_evidence
 from pvi.diagnostics.psis import PSIS, psis
+from pvi.diagnostics.sandwich import Sandwich, posterior_sandwich, sandwich
 
-__all__ = ["PSIS", "Diagnosis", "diagnose", "psis"]
+__all__ = [
+    "PSIS",
+    "Diagnosis",
+    "Evidence",
+    "Sandwich",
+    "diagnose",
+    "evidence",
+    "posterior_evidence",
+    "posterior_sandwich",
+    "psis",
+    "sandwich",
+]

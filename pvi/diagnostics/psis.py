@@ -103,23 +103,32 @@ def _checked(log_ratios: torch.Tensor) -> torch.Tensor:
     return raw
 
 
+def tail_size(num_draws: int) -> int:
+    r"""How many of the largest ratios the fit uses, :math:`\lceil\min(S/5, 3\sqrt S)\rceil`."""
+    return math.ceil(min(0.2 * num_draws, 3 * math.sqrt(num_draws)))
+
+
 def _smooth_tail(x: torch.Tensor) -> tuple[torch.Tensor, float]:
     """Smoothed upper tail `(M,)` of ascending log ratios `(S,)` whose maximum is 0, and khat."""
-    size = math.ceil(min(0.2 * len(x), 3 * math.sqrt(len(x))))
-    nothing = x[len(x) :]
     if len(x) > 1 and x[0] >= -FLAT:
-        return nothing, 0.0
-    if size < MIN_TAIL:
+        return x[len(x) :], 0.0
+    return smooth_tail(x[-tail_size(len(x)) - 1 :])
+
+
+def smooth_tail(top: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """The same from the `tail_size(S) + 1` largest ratios alone, ascending, the largest 0."""
+    nothing = top[len(top) :]
+    if len(top) <= MIN_TAIL:
         return nothing, math.inf
     # Below the root of the smallest float a weight is nothing beside the largest.
-    cutoff = x[-size - 1].clamp(min=math.log(torch.finfo(x.dtype).tiny) / 2)
+    cutoff = top[0].clamp(min=math.log(torch.finfo(top.dtype).tiny) / 2)
     if cutoff >= -FLAT:
         return nothing, 0.0
-    tail = x[x > cutoff]
+    tail = top[top > cutoff]
     if len(tail) < MIN_TAIL:
         return nothing, math.inf
     k, sigma = _fit_pareto(torch.expm1(tail - cutoff))  # excesses in units of exp(cutoff)
-    p = (torch.arange(len(tail), dtype=x.dtype, device=x.device) + 0.5) / len(tail)
+    p = (torch.arange(len(tail), dtype=top.dtype, device=top.device) + 0.5) / len(tail)
     exponential = -torch.log1p(-p)
     quantile = sigma * torch.where(k == 0, exponential, torch.expm1(k * exponential) / k)
     return (cutoff + torch.log1p(quantile)).clamp(max=0.0), k.item()

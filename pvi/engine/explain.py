@@ -51,8 +51,8 @@ def explain(terms: Terms, plan: Plan, objective: Any) -> Explanation:
 
 def _not_a_bound(terms: Terms, plan: Plan, o: Any, weighted: bool) -> Iterator[str]:
     """Why the loss, or even the value of `.bound()`, is no lower bound on the evidence."""
-    if any(t.point for t in terms):
-        names = ", ".join(t.name for t in terms if t.point)
+    if plan.points:
+        names = ", ".join(sorted(plan.points))
         yield f"Delta in the guide ({names}): the log joint at a point, not a bound"
     if weighted and common_scale([t for t in terms if t.name not in plan.scope.outer]) is None:
         yield "scales differ, so they stay inside the weights: not a bound"

@@ -7,7 +7,7 @@ differentiated: REINFORCE with a leave-one-out baseline, VIMCO (Mnih and Rezende
 alpha != 1.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -89,10 +89,19 @@ class Values(Messenger):
 
 
 class Detached(Messenger):
-    """Cut every draw from its parameters, so that only its log density carries a gradient."""
+    """Cut every draw from its parameters, so that only its log density carries a gradient.
+
+    Args:
+        points: sites that are no draws.
+    """
+
+    def __init__(self, points: Container[str] = ()):
+        super().__init__()
+        self.points = points
 
     def _pyro_post_sample(self, msg: dict) -> None:
-        if not msg["is_observed"] and isinstance(msg["value"], Tensor):
+        drawn = not msg["is_observed"] and msg["name"] not in self.points
+        if drawn and isinstance(msg["value"], Tensor):
             msg["value"] = msg["value"].detach()
 
 

@@ -300,7 +300,8 @@ class Objective(PyroELBO):
         key: Any,
     ) -> Tensor:
         """The score part of the gradient as a term of value 0; its mean over the outer draws."""
-        sites = [s.name for s in needs_score(draws[0].terms, everywhere=self.gradient == "score")]
+        found = needs_score(draws[0].terms, everywhere=self.gradient == "score")
+        sites = [site.name for site in found if site.name not in plan.points]
         check_score(self, sites)
         check_drawn(draws[0].guide_trace, sites)
         total = torch.zeros(())

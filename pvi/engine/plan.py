@@ -19,6 +19,7 @@ from pvi.engine.traces import (
     Program,
     deterministic_nodes,
     hidden,
+    is_delta,
     plates_of,
     replaced,
     run,
@@ -41,6 +42,7 @@ class Plan:
         reason: why they are run one by one; empty if they are not.
         scope: which terms are weighted together where alpha != 1.
         enumeration: which discrete sites are summed over.
+        points: sites of the guide that are always the same, as in a MAP estimate.
     """
 
     nesting: int
@@ -48,6 +50,7 @@ class Plan:
     reason: str
     scope: Scope
     enumeration: Enumeration = NONE
+    points: frozenset[str] = frozenset()
 
 
 def make_plan(
@@ -81,13 +84,27 @@ def make_plan(
             "no observation outside it that depends on those latents; this model has none. Use "
             "'auto'."
         )
-    return Plan(enumeration.nesting, not reason, reason, scope, enumeration)
+    points = _points(enumeration.guide(guide), args, kwargs, guide_trace)
+    return Plan(enumeration.nesting, not reason, reason, scope, enumeration, points)
 
 
 def single_plan(model: Program, guide: Program, args: tuple, kwargs: Mapping) -> Plan:
-    """The plan for one particle, which only needs to know what is enumerated."""
-    enumeration = look(model, guide, args, kwargs)[0]
-    return Plan(enumeration.nesting, False, "", Scope(), enumeration)
+    """The plan for one particle, which only needs to know how its sites are drawn."""
+    enumeration, guide_trace, _ = look(model, guide, args, kwargs)
+    points = _points(enumeration.guide(guide), args, kwargs, guide_trace)
+    return Plan(enumeration.nesting, False, "", Scope(), enumeration, points)
+
+
+def _points(guide: Program, args: tuple, kwargs: Mapping, guide_trace: Any) -> frozenset[str]:
+    """The Delta sites that have the same value in other draws: others restate a draw."""
+    nodes = sample_nodes(guide_trace)
+    deltas = [name for name, node in nodes.items() if is_delta(node["fn"])]
+    if not deltas:
+        return frozenset()
+    with hidden():
+        torch.rand(())  # the trace was drawn from this random state
+        other = sample_nodes(run(guide, args, kwargs))
+    return frozenset(n for n in deltas if torch.equal(nodes[n]["value"], other[n]["value"]))
 
 
 def _scope(terms: Terms) -> Scope:

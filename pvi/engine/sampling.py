@@ -99,7 +99,7 @@ class Sampler:
 
     def _guide(self, num: int, given: Any = None) -> Any:
         guide = self.plan.enumeration.guide(self.guide, num)
-        with Detached() if self.detached else nullcontext():
+        with Detached(self.plan.points) if self.detached else nullcontext():
             return run(guide, self.args, self.kwargs, given)
 
     def _run(self, num: int, given: Any) -> Draw:
@@ -133,7 +133,9 @@ class Sampler:
         nodes = sample_nodes(guide_trace)
         drawn = {name: node["value"] for name, node in nodes.items() if not node["is_observed"]}
         inner = {
-            n: tap.view(v, nodes[n]["fn"].event_dim) for n, v in drawn.items() if n not in outer
+            n: v if n in self.plan.points else tap.view(v, nodes[n]["fn"].event_dim)
+            for n, v in drawn.items()
+            if n not in outer
         }
         model_trace = self._model(num, replaced(guide_trace, inner))
         fixed = {n: v.detach() for n, v in drawn.items()}

@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from pvi.diagnostics import Diagnosis, diagnose
+from pvi.diagnostics import (
+    Diagnosis,
+    Evidence,
+    Sandwich,
+    diagnose,
+    posterior_evidence,
+    posterior_sandwich,
+)
 from pvi.engine import Objective
 from pvi.engine.traces import Program
 from pvi.posterior import Posterior
@@ -77,6 +84,20 @@ class Fit:
     def diagnose(self, num_draws: int = 20_000, **options: Any) -> Diagnosis:
         """May this posterior be trusted? See `pvi.diagnose`."""
         return diagnose(self, num_draws, **options)
+
+    def evidence(self, data: Any = None, **options: Any) -> Evidence:
+        """Log evidence of the training data or of others, nats. See `pvi.evidence`.
+
+        Args:
+            data: as in `pvi.fit`; the guide must be able to read its latents off other data.
+            options: num_samples, method, num_outer, num_chains, num_steps, seed, progress.
+        """
+        posterior = self.posterior if data is None else self.posterior.on(data)
+        return posterior_evidence(posterior, **options)
+
+    def sandwich(self, **options: Any) -> Sandwich:
+        """Bounds on the log evidence from both sides, on simulated data. See `pvi.sandwich`."""
+        return posterior_sandwich(self.posterior, **options)
 
     def to_arviz(self, num_draws: int = 1000, **options: Any) -> Any:
         """The posterior as arviz opens it. See `pvi.Posterior.to_arviz`."""
