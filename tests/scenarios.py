@@ -112,9 +112,7 @@ def power_mean(log_w: Tensor, alpha: float) -> Tensor:
 def gradients(loss: Tensor) -> dict[str, Tensor]:
     """Gradients of all parameters in the store, by name."""
     leaves = {n: p.unconstrained() for n, p in pyro.get_param_store().items()}
-    found = torch.autograd.grad(
-        loss, list(leaves.values()), allow_unused=True, retain_graph=True
-    )
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, retain_graph=True)
     return {
         n: torch.zeros_like(p) if g is None else g
         for (n, p), g in zip(leaves.items(), found, strict=True)
