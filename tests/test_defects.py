@@ -1,7 +1,4 @@
-"""Where pvi was found to be wrong without a word: each must be right, or refused.
-
-A case that is still wrong is marked; its mark fails as soon as the case is mended, and goes.
-"""
+"""Where pvi was once found to be wrong without a word: each must be right, or refused."""
 
 import math
 from functools import partial
@@ -24,7 +21,6 @@ from tests.test_matrix import gradient_of
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
-wrong = pytest.mark.xfail(strict=True, raises=AssertionError, reason="reported")
 SKIPPED = torch.tensor([True, False, True])
 
 
@@ -96,7 +92,6 @@ def mean_gradient(programs: tuple, gradient: Any, alpha: float) -> tuple[Tensor,
     return mean_se(torch.stack([gradient_of(loss, raw) for loss in losses]))
 
 
-@wrong
 @pytest.mark.parametrize(("name", "gradient", "alpha"), GRADIENTS)
 def test_gradient_is_refused_or_has_the_mean_of_reparam(
     name: str, gradient: str, alpha: float
@@ -111,7 +106,6 @@ def test_gradient_is_refused_or_has_the_mean_of_reparam(
     assert error.max() < 6, (mean, expected)
 
 
-@wrong
 def test_weights_by_site_with_an_automatic_guide() -> None:
     """Its site is a Delta and an auxiliary draw: a weight for one half of the KL is no weight."""
     start = init_to_value(values={"z": torch.full((3,), 0.5)})
@@ -130,7 +124,6 @@ def test_weights_by_site_with_an_automatic_guide() -> None:
     assert loss == pytest.approx(expected, abs=0.5)  # 8 nats apart, sd about 0.1
 
 
-@wrong
 def test_auxiliary_draws_that_nothing_restates() -> None:
     """Their entropy is added to the bound, which exceeds the evidence and should say so."""
 
@@ -146,7 +139,6 @@ def test_auxiliary_draws_that_nothing_restates() -> None:
     assert value < log_z(X) + 0.2 or "not a bound" in str(pvi.ELBO().explain(model, guide, X))
 
 
-@wrong
 def test_scope_of_other_data() -> None:
     """One row cannot show that rows mix: what it decides must not hold for more rows."""
     x = torch.tensor([2.0, -2.0]).repeat(3)

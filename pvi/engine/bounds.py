@@ -62,10 +62,15 @@ def elbo(terms: Terms, weight: Weight) -> Tensor:
 
 @dataclass(frozen=True)
 class Inner:
-    """The weighted part of a bound: log weights `(K, *plates)` and the factor outside the mean."""
+    """The weighted part of a bound: log weights `(K, *plates)` and the factor outside the mean.
+
+    Args:
+        scaled: whether the user's scales are inside the weights, because they differ.
+    """
 
     log_w: Tensor
     size: float
+    scaled: bool = False
 
     def value(self, order: Order) -> Tensor:
         return self.size * renyi_mean(self.log_w, order).sum()
@@ -100,7 +105,7 @@ def split(terms: Terms, weight: Weight, scope: Scope) -> tuple[Tensor, Inner | N
     for part in parts[1:]:
         log_w = log_w + part
     size = math.prod(p.scale for p in inner[0].plates if p.name in scope.plates)
-    return total, Inner(log_w, size * (1.0 if scale is None else scale))
+    return total, Inner(log_w, size * (1.0 if scale is None else scale), scale is None)
 
 
 def fold(x: Tensor, term: Term, scope: Scope, depth: int = 0) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyro.poutine.enum_messenger import EnumMessenger
+from torch import Tensor
 
 from pvi.engine.summation import EnumeratedRun, listed, summed
 from pvi.engine.terms import Terms
@@ -141,11 +142,16 @@ def mixed(terms: Terms) -> dict[str, str]:
 
 
 def mode(args: tuple, kwargs: Mapping) -> Hashable:
-    """What may make a program sum over other sites in another call: what is left out, and flags."""
-    return tuple(
-        (key, value if value is None or isinstance(value, bool | str) else type(value))
-        for key, value in [*enumerate(args), *kwargs.items()]
-    )
+    """What may give another plan to another call: what is left out, flags, and single rows."""
+    return tuple((key, _kind(value)) for key, value in [*enumerate(args), *kwargs.items()])
+
+
+def _kind(value: Any) -> Hashable:
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Tensor):  # one row can't show whether rows depend on each other
+        return tuple(size > 1 for size in value.shape)
+    return type(value)
 
 
 def check_drawn(guide_trace: Any, names: Iterable[str]) -> None:

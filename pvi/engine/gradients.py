@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pvi.engine.bounds import Inner, Mean, Order, Scope, Weight, fold, renyi_mean
 from pvi.engine.terms import Term, Terms
+from pvi.engine.traces import Scale, masked
 from pvi.errors import ObjectiveError
 
 Gradient = Literal["auto", "reparam", "path", "score"]
@@ -31,24 +32,33 @@ class Tap:
     def __init__(self, batched: bool) -> None:
         self.batched = batched
         self.ratio: Tensor | None = None
+        self.scaled = False
 
-    def view(self, value: Tensor, event_dim: int) -> Tensor:
-        """The same value; its gradient will be scaled by `ratio`, which broadcasts over plates."""
+    def view(self, value: Tensor, event_dim: int, scale: Scale = 1.0, mask: Any = None) -> Tensor:
+        """The same value; its gradient will be scaled by `ratio`, which broadcasts over plates.
+
+        Args:
+            scale, mask: what log q is multiplied by in the log weight: where that is s, the score
+                part that `ratio` stands for is s of a whole one.
+        """
         if not value.requires_grad:
             return value
         view = value.view_as(value)
 
-        def scale(gradient: Tensor) -> Tensor:
+        def hook(gradient: Tensor) -> Tensor:
             if self.ratio is None:
                 return gradient
             ratio = self.ratio
             if self.batched:  # particles are leftmost, plates rightmost, others in between
                 between = gradient.dim() - event_dim - ratio.dim()
                 ratio = ratio.reshape(len(ratio), *[1] * between, *ratio.shape[1:])
+            if self.scaled:
+                ratio = 1.0 - scale * (1.0 - ratio)
+            ratio = 1.0 - masked(1.0 - ratio, mask)
             ratio = ratio.reshape(ratio.shape + (1,) * event_dim)
             return gradient * ratio.to(gradient.dtype)
 
-        view.register_hook(scale)
+        view.register_hook(hook)
         return view
 
 
@@ -193,14 +203,20 @@ class Baseline:
         return signal - before
 
 
-def elbo_score(term: Term, terms: Terms, weight: Weight, baseline: Baseline) -> Tensor:
+def elbo_score(
+    term: Term, terms: Terms, weight: Weight, baseline: Baseline, plates: frozenset[str]
+) -> Tensor:
     """Zero-valued surrogate for one site of an ELBO: signals times its log density, a scalar.
 
     The signal of an element of the site's plates is what the bound owes to that element, so the
     rest of the plate adds no noise.
+
+    Args:
+        plates: those whose elements are known not to depend on each other's draws.
     """
-    scope = Scope(frozenset(p.name for p in term.plates if p.dim is not None))
-    depth = -min((p.dim for p in term.plates if p.dim is not None), default=0)
+    own = [p for p in term.plates if p.dim is not None and p.name in plates]
+    scope = Scope(frozenset(p.name for p in own))
+    depth = -min((p.dim for p in own if p.dim is not None), default=0)
     cost: Tensor | float = 0.0
     for other in (*terms, *terms.penalties):
         part = other.log_ratio(weight(other)).detach() * other.subsample_scale
@@ -236,10 +252,15 @@ def control(terms: Terms, scope: Scope, factor: float) -> Tensor:
 
 
 def density(term: Term) -> Tensor:
-    """The density that draws follow: never scaled."""
+    """The density that draws follow: never scaled, never masked."""
     if term.log_q is None:
         raise ValueError(f"site '{term.name}' has no density in the guide")
-    return term.log_q
+    sides = [site.q for site in term.sites if site.q is not None]
+    if all(side.mask is None or side.mask is True for side in sides):
+        return term.log_q
+    parts = [side.fn.log_prob(side.value) for side in sides]
+    log_q = parts[0] if len(parts) == 1 else torch.stack(parts)
+    return log_q.expand(term.log_q.shape)
 
 
 def zero(x: Tensor) -> Tensor:

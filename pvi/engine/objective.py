@@ -27,7 +27,7 @@ from pvi.engine.gradients import (
     zero,
 )
 from pvi.engine.plan import Plan, make_plan, single_plan
-from pvi.engine.refusals import check_options, check_penalties, check_score
+from pvi.engine.refusals import check_deltas, check_options, check_penalties, check_score
 from pvi.engine.sampling import Draw, Sampler
 from pvi.engine.schedules import Schedule
 from pvi.engine.terms import Terms, concatenate
@@ -142,6 +142,7 @@ class Objective(PyroELBO):
         sampler = self._sampler(*programs, plan)
         draws = [sampler.draw() for _ in range(self.num_outer)]
         weight = self._weight(draws[0].terms)
+        check_deltas(self, draws[0].terms, plan)
         parts = [self._parts(draw, plan, weight) for draw in draws]
         values = torch.stack([part.value for part in parts])
         terms = draws[0].terms if len(draws) == 1 else concatenate([d.terms for d in draws])
@@ -219,7 +220,8 @@ class Objective(PyroELBO):
         """The plan of this pair, made once and kept; for one particle from a single look."""
         programs, key = (model, guide, args, kwargs), (model, guide, mode(args, kwargs))
         if self.num_particles == 1 and self._rule is None:
-            return self._kept(key, lambda: single_plan(*programs))
+            score = self.gradient == "score"
+            return self._kept(key, lambda: single_plan(*programs, score=score))
         return self._kept(key, lambda: make_plan(*programs, self.bound_scope))
 
     def _kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -264,7 +266,7 @@ class Objective(PyroELBO):
         value = outer + inner.value(self._order)
         if draw.taps:
             beta = self.beta if isinstance(self.beta, float | int) else 1.0
-            draw.set_ratio(path_ratio(inner.log_w, self._order, beta))
+            draw.set_ratio(path_ratio(inner.log_w, self._order, beta), inner.scaled)
             if draw.control is not None:
                 value = value - control(draw.control, plan.scope, inner.size * beta)
         return bounds.Parts(value, inner, outer)
@@ -310,7 +312,7 @@ class Objective(PyroELBO):
             terms = draw.terms
             for site in (terms[name] for name in sites):
                 if not self._nested:
-                    total = total + elbo_score(site, terms, weight, baseline)
+                    total = total + elbo_score(site, terms, weight, baseline, plan.scope.plates)
                     continue
                 if part.inner is not None and site.name not in plan.scope.outer:
                     total = total + inner_score(site, part.inner, plan.scope, self._order)
@@ -319,7 +321,7 @@ class Objective(PyroELBO):
                     total = total + outer_score(site, part.value, others, baseline)
                 if terms.penalties:
                     only = Terms((), terms.penalties)
-                    total = total + elbo_score(site, only, weight, baseline)
+                    total = total + elbo_score(site, only, weight, baseline, plan.scope.plates)
         return total / len(draws)
 
     def _weight(self, terms: Terms) -> bounds.Weight:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pvi.engine.bounds import Scope, fold
 from pvi.engine.enumeration import Enumeration, with_sites
+from pvi.engine.gradients import Detached
 from pvi.engine.joint import NONE, terms_of
 from pvi.engine.look import agree, look
 from pvi.engine.terms import Term, Terms
@@ -22,6 +23,7 @@ from pvi.engine.traces import (
     is_delta,
     plates_of,
     replaced,
+    requires_grad,
     run,
     run_hidden,
     sample_nodes,
@@ -43,6 +45,7 @@ class Plan:
         scope: which terms are weighted together where alpha != 1.
         enumeration: which discrete sites are summed over.
         points: sites of the guide that are always the same, as in a MAP estimate.
+        moving: Delta sites that restate a draw through a map with parameters of its own.
     """
 
     nesting: int
@@ -51,6 +54,7 @@ class Plan:
     scope: Scope
     enumeration: Enumeration = NONE
     points: frozenset[str] = frozenset()
+    moving: frozenset[str] = frozenset()
 
 
 def make_plan(
@@ -75,36 +79,68 @@ def make_plan(
     if enumeration.summed and not average and not reason:
         drawn = Enumeration(nesting=enumeration.nesting)
         reason = why_not_vectorized(*programs, drawn, enumeration.summed)
-    scope = _scope(terms) if bound != "joint" else Scope()
-    if scope.plates and not _factorizes(*programs, guide_trace, scope, enumeration):
-        scope = Scope()
+    scope = Scope()
+    if bound != "joint":
+        scope = _checked_scope(*programs, guide_trace, terms, enumeration)
     if bound == "per_datum" and not scope.plates:
         raise ObjectiveError(
             "bound='per_datum' needs a plate that holds both a latent and an observed site, with "
             "no observation outside it that depends on those latents; this model has none. Use "
             "'auto'."
         )
-    points = _points(enumeration.guide(guide), args, kwargs, guide_trace)
-    return Plan(enumeration.nesting, not reason, reason, scope, enumeration, points)
+    deltas = _deltas(enumeration.guide(guide), args, kwargs, guide_trace, terms)
+    return Plan(enumeration.nesting, not reason, reason, scope, enumeration, *deltas)
 
 
-def single_plan(model: Program, guide: Program, args: tuple, kwargs: Mapping) -> Plan:
-    """The plan for one particle, which only needs to know how its sites are drawn."""
-    enumeration, guide_trace, _ = look(model, guide, args, kwargs)
-    points = _points(enumeration.guide(guide), args, kwargs, guide_trace)
-    return Plan(enumeration.nesting, False, "", Scope(), enumeration, points)
+def single_plan(
+    model: Program, guide: Program, args: tuple, kwargs: Mapping, *, score: bool
+) -> Plan:
+    """The plan for one particle, which only needs to know how its sites are drawn.
+
+    Args:
+        score: every site will have a score gradient, not only those that need one.
+    """
+    programs = (model, guide, args, kwargs)
+    enumeration, guide_trace, model_trace = look(*programs)
+    terms = terms_of(guide_trace, model_trace, enumeration=enumeration)
+    deltas = _deltas(enumeration.guide(guide), args, kwargs, guide_trace, terms)
+    scope = Scope()
+    if score or not all(term.reparameterized for term in terms):
+        scope = _checked_scope(*programs, guide_trace, terms, enumeration)
+    return Plan(enumeration.nesting, False, "", scope, enumeration, *deltas)
 
 
-def _points(guide: Program, args: tuple, kwargs: Mapping, guide_trace: Any) -> frozenset[str]:
-    """The Delta sites that have the same value in other draws: others restate a draw."""
+def _deltas(
+    guide: Program, args: tuple, kwargs: Mapping, guide_trace: Any, terms: Terms
+) -> tuple[frozenset[str], frozenset[str]]:
+    """The Delta sites that are points, and of those that restate a draw the ones that move.
+
+    Raises:
+        ObjectiveError: an auxiliary draw that no Delta restates.
+    """
     nodes = sample_nodes(guide_trace)
     deltas = [name for name, node in nodes.items() if is_delta(node["fn"])]
-    if not deltas:
-        return frozenset()
-    with hidden():
-        torch.rand(())  # the trace was drawn from this random state
-        other = sample_nodes(run(guide, args, kwargs))
-    return frozenset(n for n in deltas if torch.equal(nodes[n]["value"], other[n]["value"]))
+    points, moving = frozenset(), frozenset()
+    if deltas:
+        with hidden():
+            torch.rand(())  # the trace was drawn from this random state
+            other = sample_nodes(run(guide, args, kwargs))
+        with hidden(), torch.enable_grad(), Detached():
+            still = sample_nodes(run(guide, args, kwargs))
+        points = frozenset(n for n in deltas if torch.equal(nodes[n]["value"], other[n]["value"]))
+        moving = frozenset(n for n in deltas if requires_grad(still[n]["fn"])) - points
+    free = [t.name for t in terms if t.kind == "auxiliary" and not t.point and _counts(t)]
+    if free and points.issuperset(deltas):
+        raise ObjectiveError(
+            f"guide site '{free[0]}' is auxiliary, but no Delta restates it at a site of the "
+            "model: its entropy would be added to the bound, which could exceed the evidence. "
+            "Build a Delta site from it, or put it under poutine.mask(mask=False)."
+        )
+    return points, moving
+
+
+def _counts(term: Term) -> bool:
+    return not any(site.q is not None and site.q.mask is False for site in term.sites)
 
 
 def _scope(terms: Terms) -> Scope:
@@ -119,6 +155,23 @@ def _scope(terms: Terms) -> Scope:
     if not inner or (drawn and not drawn & inner):
         return Scope()  # nothing is drawn inside: points that restate one joint draw, for example
     return Scope(shared, frozenset(t.name for t in terms if t.name not in inner))
+
+
+def _checked_scope(
+    model: Program,
+    guide: Program,
+    args: tuple,
+    kwargs: Mapping,
+    guide_trace: Any,
+    terms: Terms,
+    enumeration: Enumeration,
+) -> Scope:
+    """`_scope`, if the elements of its plates prove not to depend on each other's draws."""
+    scope = _scope(terms)
+    programs = (model, guide, args, kwargs)
+    if scope.plates and not _factorizes(*programs, guide_trace, scope, enumeration):
+        return Scope()
+    return scope
 
 
 def _factorizes(

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pvi.engine.gradients import check_reparameterized
+from pvi.engine.plan import Plan
+from pvi.engine.terms import Terms
 from pvi.engine.weighting import check_numbers
 from pvi.errors import ObjectiveError
 
@@ -110,6 +112,27 @@ def check_score(objective: Any, sites: list[str]) -> None:
             f"score gradient, but site '{sites[0]}' needs one. Use a reparameterised distribution, "
             "or sum the site out."
         )
+
+
+def check_deltas(objective: Any, terms: Terms, plan: Plan) -> None:
+    """Refuse what is wrong where Deltas restate auxiliary draws, as in Pyro's automatic guides."""
+    for name in sorted(plan.moving):
+        if objective.gradient in ("path", "score"):
+            raise ObjectiveError(
+                f"guide site '{name}' is a Delta that restates a draw through a map with "
+                f"parameters of its own, which gradient='{objective.gradient}' would miss. Use "
+                "gradient='reparam', or a TransformedDistribution at the site."
+            )
+    weighted = set(objective.beta) if isinstance(objective.beta, Mapping) else set()
+    if objective.weighting is not None:
+        weighted |= {term.name for term in objective.weighting.covers(terms)}
+    for term in terms:
+        if term.point and term.name in weighted - plan.points:
+            raise ObjectiveError(
+                f"site '{term.name}' has no KL of its own: the guide puts a Delta there, and its "
+                "log q at an auxiliary draw. Use one common beta, or a guide that samples the site "
+                "itself, such as pvi.guides.MeanField."
+            )
 
 
 def check_penalties(objective: Any, terms: Any) -> None:

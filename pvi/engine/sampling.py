@@ -23,6 +23,7 @@ from pvi.engine.terms import Terms, concatenate, make_terms
 from pvi.engine.traces import (
     Program,
     Site,
+    density,
     pair,
     replaced,
     rng_at,
@@ -47,8 +48,10 @@ class Draw:
     taps: list[Tap] = field(default_factory=list)
     control: Terms | None = None
 
-    def set_ratio(self, ratio: Tensor) -> None:
+    def set_ratio(self, ratio: Tensor, scaled: bool) -> None:
         """Hand each tap its draws' factor `(K, *plates)`."""
+        for tap in self.taps:
+            tap.scaled = scaled
         if len(self.taps) == 1:
             self.taps[0].ratio = ratio
         for tap, one in zip(self.taps, ratio, strict=False):
@@ -133,7 +136,7 @@ class Sampler:
         nodes = sample_nodes(guide_trace)
         drawn = {name: node["value"] for name, node in nodes.items() if not node["is_observed"]}
         inner = {
-            n: v if n in self.plan.points else tap.view(v, nodes[n]["fn"].event_dim)
+            n: v if n in self.plan.points else _tapped(tap, nodes[n])
             for n, v in drawn.items()
             if n not in outer
         }
@@ -161,6 +164,11 @@ class Sampler:
         terms = self._terms(guide_trace, model_trace, num, sites)
         nesting = self.plan.nesting if num > 1 else None
         return Draw(terms, guide_trace, [tap], make_terms(control, {}, num, nesting))
+
+
+def _tapped(tap: Tap, node: Any) -> Tensor:
+    side = density(node)
+    return tap.view(node["value"], node["fn"].event_dim, side.scale, side.mask)
 
 
 def _reparam(node: Mapping) -> bool:

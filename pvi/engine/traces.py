@@ -172,6 +172,13 @@ def is_delta(fn: Any) -> bool:
     return type(fn).__name__ == "Delta"
 
 
+def requires_grad(delta: Any) -> bool:
+    """Whether a Delta's place or density carries a gradient."""
+    while hasattr(delta, "base_dist"):
+        delta = delta.base_dist
+    return any(isinstance(x, Tensor) and x.requires_grad for x in (delta.v, delta.log_density))
+
+
 def flat_events(fn: Any) -> Any:
     """The distribution of the scalars of an event, or `None` where they are not independent."""
     while isinstance(fn, torch.distributions.Independent):
