@@ -88,7 +88,7 @@ def make_plan(
             "no observation outside it that depends on those latents; this model has none. Use "
             "'auto'."
         )
-    deltas = _deltas(enumeration.guide(guide), args, kwargs, guide_trace, terms)
+    deltas = _deltas(enumeration.guide(guide), args, kwargs, guide_trace)
     return Plan(enumeration.nesting, not reason, reason, scope, enumeration, *deltas)
 
 
@@ -103,7 +103,7 @@ def single_plan(
     programs = (model, guide, args, kwargs)
     enumeration, guide_trace, model_trace = look(*programs)
     terms = terms_of(guide_trace, model_trace, enumeration=enumeration)
-    deltas = _deltas(enumeration.guide(guide), args, kwargs, guide_trace, terms)
+    deltas = _deltas(enumeration.guide(guide), args, kwargs, guide_trace)
     scope = Scope()
     if score or not all(term.reparameterized for term in terms):
         scope = _checked_scope(*programs, guide_trace, terms, enumeration)
@@ -111,7 +111,7 @@ def single_plan(
 
 
 def _deltas(
-    guide: Program, args: tuple, kwargs: Mapping, guide_trace: Any, terms: Terms
+    guide: Program, args: tuple, kwargs: Mapping, guide_trace: Any
 ) -> tuple[frozenset[str], frozenset[str]]:
     """The Delta sites that are points, and of those that restate a draw the ones that move.
 
@@ -129,18 +129,15 @@ def _deltas(
             still = sample_nodes(run(guide, args, kwargs))
         points = frozenset(n for n in deltas if torch.equal(nodes[n]["value"], other[n]["value"]))
         moving = frozenset(n for n in deltas if requires_grad(still[n]["fn"])) - points
-    free = [t.name for t in terms if t.kind == "auxiliary" and not t.point and _counts(t)]
-    if free and points.issuperset(deltas):
+    auxiliary = {n: x for n, x in nodes.items() if x["infer"].get("is_auxiliary")}
+    free = [name for name, node in auxiliary.items() if node["mask"] is not False]
+    if free and not deltas:
         raise ObjectiveError(
             f"guide site '{free[0]}' is auxiliary, but no Delta restates it at a site of the "
             "model: its entropy would be added to the bound, which could exceed the evidence. "
             "Build a Delta site from it, or put it under poutine.mask(mask=False)."
         )
     return points, moving
-
-
-def _counts(term: Term) -> bool:
-    return not any(site.q is not None and site.q.mask is False for site in term.sites)
 
 
 def _scope(terms: Terms) -> Scope:
