@@ -22,8 +22,7 @@ def combination(log_w):
 def inclusive(draws):
     """Weighted maximum likelihood of the guide; `draws` is a `pvi.WeightedDraws`."""
     weights = torch.softmax(draws.log_w.detach(), 0)
-    log_p = draws.log_w + draws.log_q
-    model = -draws.outer - draws.size * (weights * log_p).sum()
+    model = -draws.outer - draws.size * (weights * draws.log_p).sum()
     guide = -draws.size * (weights * draws.log_q).sum()
     return {"model": model, "guide": guide}  # recorded by name, added up
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pvi.engine.terms import Term, Terms
 from pvi.engine.traces import Plate
-from pvi.errors import ObjectiveError
+from pvi.errors import ModelError, ObjectiveError
 
 Weight = Callable[[Term], float | Tensor]
 Mean = Callable[[Tensor], Tensor]
@@ -45,7 +45,15 @@ class Scope:
 def renyi_mean(log_w: Tensor, order: Order) -> Tensor:
     """Order-alpha mean of log weights over particles: `(K, *plates) -> (*plates)`, nats."""
     if callable(order):
-        return order(log_w)
+        value = order(log_w)
+        if not isinstance(value, Tensor) or value.shape != log_w.shape[1:]:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ObjectiveError(
+                f"mean= must turn log weights of shape {tuple(log_w.shape)} into "
+                f"{tuple(log_w.shape[1:])}, one value for each element of the plates; got {got}. "
+                "Reduce over dimension 0 only."
+            )
+        return value
     if order == 1.0:
         return log_w.mean(0)
     power = 1.0 - order
@@ -54,6 +62,8 @@ def renyi_mean(log_w: Tensor, order: Order) -> Tensor:
 
 def elbo(terms: Terms, weight: Weight) -> Tensor:
     """Mean over particles of the summed terms: a scalar, nats."""
+    if not terms.items:
+        raise ModelError("the model has no sample site and no pvi.kl, so there is no bound")
     total = terms.items[0].per_particle(weight(terms.items[0]))
     for term in terms.items[1:]:
         total = total + term.per_particle(weight(term))
@@ -91,7 +101,7 @@ def split(terms: Terms, weight: Weight, scope: Scope) -> tuple[Tensor, Inner | N
     if analytic:
         raise ObjectiveError(
             f"pvi.kl '{analytic[0]}' is a term of the ELBO: importance weights need a draw and its "
-            "densities. Use pvi.ELBO, or sample the latent with pyro.sample."
+            "densities. Use pvi.ELBO with a built-in gradient, or sample the latent."
         )
     inner = [t for t in terms if t.name not in scope.outer]
     outer = [t for t in terms if t.name in scope.outer]
@@ -146,5 +156,5 @@ def _subsampling_message(term: Term, plate: Plate, scope: Scope) -> str:
         f"plate '{plate.name}' is subsampled ({plate.size} of {plate.full_size}) at site "
         f"'{term.name}', but the weights are formed {scope.name}: scaling inside the weights gives "
         "a value that exceeds the evidence. Put every weighted latent inside that plate, fit on "
-        "all the data, or use pvi.ELBO."
+        "all the data, or use pvi.ELBO with a built-in gradient."
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pvi.engine.bounds import Inner, Scope, fold
@@ -25,15 +26,19 @@ class WeightedDraws:
     reparameterised where they can be, unless the function has `detach_draws = True`.
 
     Args:
-        log_w: log p - log q, `(K, *plates)`, nats, with gradients.
-        log_q: the guide's log density of the weighted draws, shaped as `log_w`.
+        log_w: log p - log q, `(K, *plates)`, nats, with gradients. Scales of the user are inside
+            where they differ between sites; a common one is part of `size`.
+        log_p: its part log p.
+        log_q: the log density that the weighted draws follow, without scales and masks.
         size: what the sum over plates is multiplied by (N / B under subsampling).
         outer: log p - log q of what is drawn once per bound, a scalar.
+        outer_sites: those of its terms that the guide draws.
         terms: site by site.
         model, guide, args, kwargs: what was run.
     """
 
     log_w: Tensor
+    log_p: Tensor
     log_q: Tensor
     size: float
     outer: Tensor
@@ -55,11 +60,14 @@ def weighted(
     """Gather what a `GradientRule` needs."""
     model, guide, args, kwargs = programs
     drawn = [t for t in terms if t.log_q is not None]
-    inside = [fold(density(t), t, scope) for t in drawn if t.name not in scope.outer]
-    log_q = sum(inside[1:], start=inside[0]) if inside else inner.log_w.new_zeros(())
+    inside = [t for t in drawn if t.name not in scope.outer]
+    nothing = torch.zeros_like(inner.log_w)
+    log_q = sum((fold(density(t), t, scope) for t in inside), start=nothing)
+    subtracted = sum((fold(_weighed(t, inner), t, scope) for t in inside), start=nothing)
     return WeightedDraws(
         log_w=inner.log_w,
-        log_q=log_q.expand_as(inner.log_w),
+        log_p=inner.log_w + subtracted,
+        log_q=log_q,
         size=inner.size,
         outer=outer,
         outer_sites=tuple(t for t in drawn if t.name in scope.outer),
@@ -69,3 +77,10 @@ def weighted(
         args=args,
         kwargs=kwargs,
     )
+
+
+def _weighed(term: Term, inner: Inner) -> Tensor:
+    """log q as it stands in the log weight."""
+    if term.log_q is None:
+        raise ValueError(f"site '{term.name}' has no density in the guide")
+    return term.log_q * term.scale_q if inner.scaled else term.log_q

@@ -27,7 +27,15 @@ from pvi.engine.gradients import (
     zero,
 )
 from pvi.engine.plan import Plan, make_plan, single_plan
-from pvi.engine.refusals import check_deltas, check_options, check_penalties, check_score
+from pvi.engine.refusals import (
+    check_covered,
+    check_deltas,
+    check_options,
+    check_own,
+    check_penalties,
+    check_score,
+    named_losses,
+)
 from pvi.engine.sampling import Draw, Sampler
 from pvi.engine.schedules import Schedule
 from pvi.engine.terms import Terms, concatenate
@@ -116,7 +124,7 @@ class Objective(PyroELBO):
     def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """One Monte Carlo value of the bound at beta = 1, in nats (higher is better)."""
         with torch.no_grad():
-            return float(self.at().evaluate(model, guide, args, kwargs).bound)
+            return float(self.at(0, 0.0).evaluate(model, guide, args, kwargs).bound)
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """The terms of one evaluation with `num_particles` draws."""
@@ -152,6 +160,8 @@ class Objective(PyroELBO):
             losses = self._losses(draws, parts, plan, programs)
             loss = loss.detach() + sum(zero(x) for x in losses.values())
             recorded = recorded | losses
+            if getattr(self.gradient, "detach_draws", False) and terms.penalties:
+                loss = loss - self._penalty_score(draws, plan, weight, (model, guide))
         elif torch.is_grad_enabled():
             loss = loss - self._score(draws, parts, plan, weight, (model, guide))
         if terms.penalties:
@@ -160,11 +170,20 @@ class Objective(PyroELBO):
         bound = values if self.is_plain else torch.stack([self._plain(d, plan) for d in draws])
         return Evaluation(loss, bound.detach().mean(), terms, recorded)
 
-    def at(self, step: int = 0, epoch: float = 0.0) -> "Objective":
-        """The objective after so many steps and epochs: schedules replaced by their values."""
-        if not any(self.schedules()):
+    def at(self, step: int | None = None, epoch: float | None = None) -> "Objective":
+        """The objective after so many steps and epochs: schedules replaced by their values.
+
+        Raises:
+            ObjectiveError: a schedule counts in what was not given.
+        """
+        found = list(self.schedules())
+        if not found:
             return self
-        beta, weighting = at(self.beta, step, epoch), at(self.weighting, step, epoch)
+        for schedule in found:
+            if schedule.length and {"step": step, "epoch": epoch}[schedule.unit] is None:
+                raise ObjectiveError(f"the schedule '{schedule}' needs at({schedule.unit}=...)")
+        time = (step or 0, epoch or 0.0)
+        beta, weighting = at(self.beta, *time), at(self.weighting, *time)
         now = replace(self, beta=beta, weighting=weighting)
         object.__setattr__(now, "_cache", self._cache)  # plans and baselines go on
         return now
@@ -214,12 +233,13 @@ class Objective(PyroELBO):
     @property
     def _nested(self) -> bool:
         """Whether log weights are formed: a mean of the log weights does not need them."""
-        return self._rule is not None or (self._order != 1.0 and self.num_particles > 1)
+        one = self.num_particles == 1 and self.mean is None
+        return self._rule is not None or (self._order != 1.0 and not one)
 
     def _plan(self, model: Program, guide: Program, args: tuple, kwargs: Mapping) -> Plan:
         """The plan of this pair, made once and kept; for one particle from a single look."""
         programs, key = (model, guide, args, kwargs), (model, guide, mode(args, kwargs))
-        if self.num_particles == 1 and self._rule is None:
+        if self.num_particles == 1 and not self._nested:
             score = self.gradient == "score"
             return self._kept(key, lambda: single_plan(*programs, score=score))
         return self._kept(key, lambda: make_plan(*programs, self.bound_scope))
@@ -256,6 +276,7 @@ class Objective(PyroELBO):
         """The bound's value, with the pathwise gradient of `path` arranged for."""
         if self.weighting is not None:
             covered = {term.name for term in self.weighting.covers(draw.terms)}
+            check_covered(self.weighting, draw.terms, covered, weight)
             rest = bounds.elbo(draw.terms, lambda t: 0.0 if t.name in covered else weight(t))
             return bounds.Parts(rest - self.weighting.cost(draw.terms), None)
         if not self._nested:
@@ -286,9 +307,10 @@ class Objective(PyroELBO):
         for draw, part in zip(draws, parts, strict=True):
             if part.inner is None or self._rule is None:
                 raise ObjectiveError("a gradient of your own needs a latent that is weighted")
+            if not getattr(self._rule, "detach_draws", False):
+                check_own(needs_score(draw.terms))
             given = weighted(draw.terms, part.inner, part.outer, plan.scope, programs)
-            losses = self._rule(given)
-            losses = {"surrogate": losses} if isinstance(losses, Tensor) else losses
+            losses = named_losses(self._rule(given))
             for name, loss in losses.items():
                 totals[name] = totals.get(name, torch.zeros(())) + loss / len(draws)
         return totals
@@ -308,6 +330,7 @@ class Objective(PyroELBO):
         check_drawn(draws[0].guide_trace, sites)
         total = torch.zeros(())
         baseline = self._kept((key, "baseline"), Baseline)
+        gains = [p.value - d.terms.penalty().mean() for p, d in zip(parts, draws, strict=True)]
         for i, (draw, part) in enumerate(zip(draws, parts, strict=True)):
             terms = draw.terms
             for site in (terms[name] for name in sites):
@@ -316,11 +339,23 @@ class Objective(PyroELBO):
                     continue
                 if part.inner is not None and site.name not in plan.scope.outer:
                     total = total + inner_score(site, part.inner, plan.scope, self._order)
+                    if terms.penalties:
+                        only = Terms((), terms.penalties)
+                        total = total + elbo_score(site, only, weight, baseline, plan.scope.plates)
                 else:
-                    others = [p.value for j, p in enumerate(parts) if j != i]
-                    total = total + outer_score(site, part.value, others, baseline)
-                if terms.penalties:
-                    only = Terms((), terms.penalties)
+                    others = [gain for j, gain in enumerate(gains) if j != i]
+                    total = total + outer_score(site, gains[i], others, baseline)
+        return total / len(draws)
+
+    def _penalty_score(
+        self, draws: list[Draw], plan: Plan, weight: bounds.Weight, key: Any
+    ) -> Tensor:
+        """The score part of the penalties' gradient where a gradient of one's own detaches."""
+        baseline, total = self._kept((key, "baseline"), Baseline), torch.zeros(())
+        for terms in (draw.terms for draw in draws):
+            only = Terms((), terms.penalties)
+            for site in needs_score(terms, everywhere=True):
+                if site.name not in plan.points | plan.scope.outer:
                     total = total + elbo_score(site, only, weight, baseline, plan.scope.plates)
         return total / len(draws)
 

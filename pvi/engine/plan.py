@@ -133,7 +133,7 @@ def _deltas(
     free = [name for name, node in auxiliary.items() if node["mask"] is not False]
     if free and not deltas:
         raise ObjectiveError(
-            f"guide site '{free[0]}' is auxiliary, but no Delta restates it at a site of the "
+            f"auxiliary site '{free[0]}' of the guide is restated by no Delta at a site of the "
             "model: its entropy would be added to the bound, which could exceed the evidence. "
             "Build a Delta site from it, or put it under poutine.mask(mask=False)."
         )

@@ -4,11 +4,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pvi.engine.gradients import check_reparameterized
+import torch
+from torch import Tensor
+
+from pvi.engine.gradients import check_reparameterized, derivatives
 from pvi.engine.plan import Plan
 from pvi.engine.terms import Terms
 from pvi.engine.weighting import check_numbers
 from pvi.errors import ObjectiveError
+
+RESERVED = {"bound", "loss", "log_likelihood", "penalty", "lr", "grad_norm"}
 
 
 def check_options(objective: Any) -> None:
@@ -23,6 +28,8 @@ def check_options(objective: Any) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ObjectiveError(f"{name} must be a whole number >= 1, got {value!r}")
     _check_choice("kl", o.kl, ("sample", "exact"))
+    if isinstance(o.gradient, type):
+        raise ObjectiveError(f"gradient is the class {o.gradient.__name__}; pass an instance of it")
     if not callable(o.gradient):
         _check_choice("gradient", o.gradient, ("auto", "reparam", "path", "score"))
     _check_choice("bound", o.bound_scope, ("auto", "per_datum", "joint"))
@@ -45,6 +52,23 @@ def _check_mean(o: Any) -> None:
             "mean= is a function from log weights (K, *plates) to (*plates), in the place of "
             f"alpha; got mean={o.mean!r} with alpha={o.alpha}"
         )
+    if o.mean is not None and o.gradient == "path" and not _is_smooth(o.mean, o.num_particles):
+        raise ObjectiveError(
+            "gradient='path' needs a mean= with continuous second derivatives, but this one has a "
+            "kink (a max, a clamp), at which autograd sees none. Use 'reparam' or 'score'."
+        )
+
+
+def _is_smooth(mean: Any, count: int) -> bool:
+    """Whether second derivatives by autograd add up to the change of the first, on a probe."""
+    start = 3.0 * torch.randn(count, 64, generator=torch.Generator().manual_seed(0)).double()
+    step = torch.zeros(count, 1, dtype=start.dtype)
+    step[0] = 1.0
+    grid = torch.linspace(-4.0, 4.0, 81, dtype=start.dtype)
+    slopes, curvatures = zip(*(derivatives(start + t * step, mean) for t in grid), strict=True)
+    change = slopes[-1][0] - slopes[0][0]
+    area = torch.trapezoid(torch.stack([c[0] for c in curvatures]), grid, dim=0)
+    return bool(torch.allclose(change, area, atol=0.02))
 
 
 def _check_exact(o: Any) -> None:
@@ -74,6 +98,11 @@ def _check_rule(o: Any) -> None:
     """Free bits, capacity and beta-TC."""
     if o.weighting is None:
         return
+    if isinstance(o.weighting, type) or not hasattr(o.weighting, "covers"):
+        raise ObjectiveError(
+            "weighting must be a rule such as pvi.FreeBits(0.5), pvi.Capacity(25.0) or "
+            f"pvi.BetaTC(6.0), got {o.weighting!r}"
+        )
     name = type(o.weighting).__name__
     if o.alpha != 1.0 or o.mean is not None:
         raise ObjectiveError(f"{name} weights the KLs of an ELBO; use it with alpha = 1")
@@ -84,7 +113,7 @@ def _check_rule(o: Any) -> None:
             f"{name} needs exact KLs, because the floor of a noisy KL is biased. Use "
             "pvi.TraceMeanFieldELBO(weighting=...), that is kl='exact'."
         )
-    if name == "BetaTC" and o.kl == "exact":
+    if o.weighting.sampled and o.kl == "exact":
         raise ObjectiveError(
             "BetaTC takes the sampled KL apart, so that its parts add up for the same draws. Use "
             "kl='sample'."
@@ -133,6 +162,43 @@ def check_deltas(objective: Any, terms: Terms, plan: Plan) -> None:
                 "log q at an auxiliary draw. Use one common beta, or a guide that samples the site "
                 "itself, such as pvi.guides.MeanField."
             )
+
+
+def check_covered(rule: Any, terms: Terms, covered: set[str], weight: Any) -> None:
+    """Refuse a beta for sites whose KL a rule replaces."""
+    for term in terms:
+        if term.name in covered and weight(term) != 1.0:
+            raise ObjectiveError(
+                f"site '{term.name}' has beta = {weight(term):g}, but {type(rule).__name__} takes "
+                "the place of its weighted KL. Give the rule a schedule, or name other sites."
+            )
+
+
+def check_own(sites: list[Any]) -> None:
+    """Refuse a gradient of one's own that would miss draws without reparameterisation."""
+    if sites:
+        raise ObjectiveError(
+            f"guide site '{sites[0].name}' has no reparameterised sampler, so the gradient of your "
+            "own would silently miss it. Give the function detach_draws = True and use "
+            "draws.log_q, or take gradient='auto'."
+        )
+
+
+def named_losses(losses: Any) -> dict[str, Tensor]:
+    """What a gradient of one's own returned, by name: scalars, under names of their own."""
+    named = {"surrogate": losses} if isinstance(losses, Tensor) else losses
+    scalars = isinstance(named, Mapping) and all(
+        isinstance(x, Tensor) and x.dim() == 0 for x in named.values()
+    )
+    if not scalars or not named:
+        raise ObjectiveError(
+            "a gradient of your own must return a scalar tensor, or a dict of them; got "
+            f"{getattr(losses, 'shape', losses)!r}"
+        )
+    for name in named:
+        if name in RESERVED or name.startswith("kl/"):
+            raise ObjectiveError(f"a loss can't be named '{name}', which the history holds already")
+    return dict(named)
 
 
 def check_penalties(objective: Any, terms: Any) -> None:

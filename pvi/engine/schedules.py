@@ -164,7 +164,8 @@ class _Cycles:
 def _check(unit: str = "step", **numbers: float) -> None:
     """Refuse what is no weight or no length."""
     for name, value in numbers.items():
-        if not 0 <= value < math.inf or (name == "length" and value == 0):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value < math.inf or (name == "length" and value == 0):
             least = "> 0" if name == "length" else ">= 0"
             raise ObjectiveError(f"{name} must be a finite number {least}, got {value!r}")
     if unit not in ("step", "epoch"):

@@ -55,12 +55,16 @@ def simulate(model: Program, args: tuple, kwargs: Mapping[str, Any]) -> Simulate
 
     def swap(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return _refilled(value, pairs, found)
+            return _refilled(value, pairs, found, exactly)
         if isinstance(value, tuple | list):
             return type(value)(swap(v) for v in value)
         return {k: swap(v) for k, v in value.items()} if isinstance(value, dict) else value
 
+    exactly = True
     new_args, new_kwargs = swap(tuple(args)), swap(dict(kwargs))
+    pairs = {name: pair for name, pair in pairs.items() if name not in found}
+    exactly = False  # copies, but only of what was not found itself: columns may be equal by chance
+    new_args, new_kwargs = swap(new_args), swap(new_kwargs)
     hidden = tuple(name for name in old if name not in found)
     model = conditioned(model, {name: new[name] for name in hidden})
     return Simulated(trace, new_args, new_kwargs, model, hidden)
@@ -85,15 +89,20 @@ def _where_kept(drawn: Tensor, node: Mapping) -> Tensor:
     return torch.where(mask.reshape(mask.shape + (1,) * node["fn"].event_dim), drawn, old)
 
 
-def _refilled(argument: Tensor, pairs: Mapping[str, Any], found: set[str]) -> Tensor:
-    """The argument with each new value where it held the old one; `found` gets their names."""
+def _refilled(argument: Tensor, pairs: Mapping[str, Any], found: set[str], exactly: bool) -> Tensor:
+    """The argument with each new value where it held the old one; `found` gets their names.
+
+    Args:
+        exactly: look for the same memory, or for equal values.
+    """
     result = argument
     for name, (old, new) in pairs.items():
         if new.shape != old.shape:
             continue
-        if argument is old or (argument.shape == old.shape and _equal(argument, old)):
+        equal = not exactly and argument.shape == old.shape and _equal(argument, old)
+        if argument is old or equal:
             result = new.to(argument.dtype)
-        elif _is_view(old, argument):
+        elif exactly and _is_view(old, argument):
             result = argument.clone() if result is argument else result
             offset = old.storage_offset() - argument.storage_offset()
             torch.as_strided(result, old.shape, old.stride(), offset).copy_(new)

@@ -17,7 +17,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from pvi.engine.effects import Collector
+from pvi.engine.effects import TYPE, Collector
 from pvi.errors import GuideError, ModelError
 
 PARTICLES = "_pvi_particles"
@@ -383,6 +383,7 @@ def prior(model: Program) -> Program:
 
     def hide(msg: Mapping) -> bool:
         infer = msg.get("infer") or {}
-        return msg["type"] == "sample" and bool(msg["is_observed"] or infer.get("enumerate"))
+        drawn = not (msg.get("is_observed") or infer.get("enumerate"))
+        return msg["type"] == TYPE or (msg["type"] == "sample" and not drawn)
 
     return poutine.block(model, hide_fn=hide)

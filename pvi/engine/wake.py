@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pvi.engine.custom import WeightedDraws
 from pvi.engine.simulate import simulate
-from pvi.engine.traces import run, sample_nodes, total_log_prob
+from pvi.engine.traces import density, is_delta, run, sample_nodes, total_log_prob
 from pvi.errors import ObjectiveError
 
 
@@ -26,7 +27,7 @@ class Wake:
 
     Args:
         insomnia: lambda; 1 for no sleep phase. Sleep simulates the data from the model, so the
-            observations must be arguments of the programs.
+            observations must be arguments of the programs, and the guide a function of them.
     """
 
     insomnia: float = 1.0
@@ -39,8 +40,7 @@ class Wake:
     def __call__(self, draws: WeightedDraws) -> Mapping[str, Tensor]:
         _check_inside(draws)
         v = torch.softmax(draws.log_w.detach(), 0)
-        log_p = draws.log_w + draws.log_q
-        losses = {"wake_model": -draws.outer - draws.size * (v * log_p).sum()}
+        losses = {"wake_model": -draws.outer - draws.size * (v * draws.log_p).sum()}
         if self.insomnia > 0:
             losses["wake_guide"] = -self.insomnia * draws.size * (v * draws.log_q).sum()
         if self.insomnia < 1:
@@ -60,8 +60,28 @@ def sleep(draws: WeightedDraws) -> Tensor:
             f"the sleep phase shows the guide simulated data, but the observation of site "
             f"'{simulated.hidden[0]}' is no argument. Pass it as one, or use insomnia=1."
         )
-    guide_trace = run(draws.guide, simulated.args, simulated.kwargs, simulated.trace)
-    return -total_log_prob(sample_nodes(guide_trace))
+    nodes = sample_nodes(run(draws.guide, simulated.args, simulated.kwargs, simulated.trace))
+    _check_encoder(draws, simulated.trace, nodes)
+    return -total_log_prob(nodes)
+
+
+def _check_encoder(draws: WeightedDraws, trace: Any, nodes: Mapping) -> None:
+    """Sleep teaches how latents follow from data: refuse a guide that does not read the data."""
+    for name, node in nodes.items():
+        if is_delta(node["fn"]) or name not in trace.nodes:
+            raise ObjectiveError(
+                f"the sleep phase needs a guide that samples each latent itself, but '{name}' is "
+                "a Delta or auxiliary. Use pvi.guides or your own guide, or insomnia=1."
+            )
+    with torch.no_grad():
+        other = sample_nodes(run(draws.guide, draws.args, draws.kwargs, trace))
+    pairs = [(density(x).log_prob(), density(nodes[n]).log_prob()) for n, x in other.items()]
+    if pairs and all(torch.equal(a, b) for a, b in pairs):
+        raise ObjectiveError(
+            "the sleep phase needs a guide that is a function of the data, but "
+            f"'{next(iter(nodes))}' is drawn alike for simulated data: it would be pulled to the "
+            "prior. Use insomnia=1."
+        )
 
 
 def _check_inside(draws: WeightedDraws) -> None:

@@ -27,6 +27,7 @@ class Rule(Protocol):
     """What replaces the weighted KLs of some sites."""
 
     exact: bool  # whether it needs closed-form KLs
+    sampled: bool  # whether it needs sampled ones
 
     def covers(self, terms: Terms) -> list[Term]:
         """The terms whose KL the rule replaces."""
@@ -52,7 +53,7 @@ class FreeBits:
         nats: lambda, for each group and element of the plates; a number or a schedule.
         per: "site" (one group), "dimension" (each scalar of an event; q and p must both
             factorise), or a number of groups of consecutive dimensions.
-        sites: names of the sites; by default every latent with a closed-form KL.
+        sites: names of the sites; by default all latents. Each needs a closed-form KL.
 
     Raises:
         ObjectiveError: a site has no exact KL, or does not factorise.
@@ -61,7 +62,7 @@ class FreeBits:
     nats: Number
     per: Literal["site", "dimension"] | int = "site"
     sites: Sequence[str] | None = None
-    exact = True
+    exact, sampled = True, False
 
     def __post_init__(self) -> None:
         check_numbers(nats=self.nats)
@@ -90,7 +91,8 @@ class FreeBits:
     def _site(self, term: Term) -> Tensor:
         weight = _elements(term)
         kl = term.kl.unsqueeze(-1) if self.per == "site" else self._by_group(term)  # type: ignore
-        total = kl.flatten(1, -2).sum(1).mean(0)  # over plates, then particles: (groups,)
+        kl = kl.reshape(len(kl), -1, kl.shape[-1])
+        total = kl.sum(1).mean(0)  # over plates, then particles: (groups,)
         floor = float(self.nats) * weight  # type: ignore[arg-type]
         return term.subsample_scale * torch.maximum(total, floor.expand_as(total)).sum()
 
@@ -124,7 +126,7 @@ class Capacity:
     nats: Number
     gamma: Number = 1.0
     sites: Sequence[str] | None = None
-    exact = False
+    exact, sampled = False, False
 
     def __post_init__(self) -> None:
         check_numbers(nats=self.nats, gamma=self.gamma)
@@ -176,7 +178,7 @@ class BetaTC:
     mutual_information: Number = 1.0
     dimension_wise: Number = 1.0
     site: str | None = None
-    exact = False
+    exact, sampled = False, True
 
     def __post_init__(self) -> None:
         check_numbers(
@@ -276,9 +278,9 @@ def check_numbers(**numbers: Any) -> None:
 def by_run(term: Term, function: Callable[[Site], Tensor], batch: bool = True) -> Tensor:
     """`function` of each run's site, particles first: `(K, *batch, D)` or, summed, `(K, D)`."""
     parts = [function(site) for site in term.sites]
-    x = parts[0] if len(parts) == 1 else torch.stack(parts)
     shape = _tensor(term).shape if batch else _tensor(term).shape[:1]
-    return x.expand(*shape, x.shape[-1])
+    own = (shape[0] // len(parts), *shape[1:])  # particles of one run
+    return torch.cat([x.expand(*own, x.shape[-1]) for x in parts])
 
 
 def _tensor(term: Term) -> Tensor:
@@ -287,7 +289,15 @@ def _tensor(term: Term) -> Tensor:
 
 def _named(terms: Terms, names: Sequence[str] | None, what: str) -> list[Term]:
     """The latent terms of these names, or all latents; at least one."""
+    if isinstance(names, str) or (names is not None and not names):
+        raise ObjectiveError(f"{what}: sites must be a list of names, got {names!r}")
     latents = {t.name: t for t in terms if t.kind == "latent"}
+    point = [t.name for t in latents.values() if t.point and (names is None or t.name in names)]
+    if point:
+        raise ObjectiveError(
+            f"{what}: the guide puts a Delta at site '{point[0]}', which has no KL of its own. Use "
+            "a guide that draws the site itself, or name other sites."
+        )
     unknown = sorted(set(names or ()) - latents.keys())
     if unknown or not latents:
         raise ObjectiveError(
@@ -308,7 +318,7 @@ def _elements(term: Term) -> Tensor:
             "KL over the batch is not defined. Use the same poutine.scale and mask in both."
         )
     counted = (_tensor(term).new_ones(()) * ours).expand(_tensor(term).shape)
-    return counted.flatten(1).sum(1).mean(0)
+    return counted.reshape(len(counted), -1).sum(1).mean(0)
 
 
 def _kl_by_dimension(site: Site) -> Tensor:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from pvi.engine.gradients import leaves_of
 from pvi.engine.objective import Evaluation
 from pvi.engine.params import Params
 from pvi.engine.plan import make_plan
-from pvi.engine.traces import Program, preserved_rng, run_hidden, sample_nodes
+from pvi.engine.traces import Program, plates_of, preserved_rng, run_hidden, sample_nodes
 from pvi.errors import DataError, FitError, GuideError, ModelError, PviError
 from pvi.fit.callbacks import Callback, Step
 from pvi.fit.drift import Path, leaves_in, rise_ahead
@@ -159,11 +160,19 @@ class _Trainer:
         """The objective after so many steps."""
         return self.objective.at(step, step / self.steps_per_epoch)
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         if self.data.loader is not None:
             return len(self.data.loader)
-        return self.data.size // self.batch_size if self.batch_size else 1
+        return self.data.size // self.batch_size if self.batch_size else self._passes()
+
+    def _passes(self) -> int:
+        """Steps in which a model that subsamples by itself sees all its data."""
+        with self.params.scope(), self.params.evaluation():
+            args, kwargs = self.data.whole()
+            guide_trace = run_hidden(self.guide, args, kwargs)
+            nodes = sample_nodes(run_hidden(self.model, args, kwargs, guide_trace)).values()
+        return math.ceil(max((p.scale for node in nodes for p in plates_of(node)), default=1.0))
 
     def _particles(self) -> int:
         """More particles for less noise where they cost next to nothing."""
@@ -313,7 +322,7 @@ class _Trainer:
             params=self.params,
             device=device,
             checked=True,
-            caveats=() if self.now(len(self.history)).is_plain else (TEMPERED,),
+            caveats=() if self.now(max(len(self.history) - 1, 0)).is_plain else (TEMPERED,),
         )
         return Fit(
             model=self.model,

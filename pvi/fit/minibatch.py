@@ -116,6 +116,7 @@ def check_additive(model: Program, data: Data, batch_size: int, plates: frozense
         ModelError: naming the site that does not, as with `x.mean()` or `1 / len(x)` in the model.
     """
     n = _probe_size(data, batch_size)
+    _check_effects(model, data, n, plates)
     whole = _nodes(model, data, torch.arange(n), seed=1)
     again = _nodes(model, data, torch.arange(n), given=whole, seed=2)
     if any(not torch.equal(_total(whole[k])[0], _total(again[k])[0]) for k in whole):
@@ -138,10 +139,36 @@ def check_additive(model: Program, data: Data, batch_size: int, plates: frozense
             )
 
 
+def _check_effects(model: Program, data: Data, n: int, plates: frozenset[str]) -> None:
+    """Refuse a `pvi.kl` or `pvi.penalty` of the rows outside their plate: it can't be scaled."""
+    whole, half = (
+        {m["name"]: m for m in _trace(model, data, torch.arange(rows)).effects}
+        for rows in (n, n // 2)
+    )
+    for name, message in whole.items():
+        inside = any(frame.name in plates for frame in message["cond_indep_stack"])
+        if not inside and name in half and not _same(message["value"], half[name]["value"]):
+            raise ModelError(
+                f"pvi.{message['kind']} '{name}' depends on the batch's rows but is outside of "
+                "their plate, so it can't be scaled to the whole data. Put it inside, one value "
+                "for each row, or fit without batch_size."
+            )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(torch.isclose(a, b, rtol=1e-4, atol=1e-6).all())
+
+
 def _nodes(
     model: Program, data: Data, rows: Tensor, given: Mapping | None = None, seed: int = 0
 ) -> dict[str, dict]:
     """Sample nodes of the model on some rows, latents at a random point or at `given`."""
+    return sample_nodes(_trace(model, data, rows, given, seed))
+
+
+def _trace(
+    model: Program, data: Data, rows: Tensor, given: Mapping | None = None, seed: int = 0
+) -> Any:
     args, kwargs = data.rows(rows)
 
     def start(site: Mapping) -> Tensor:
@@ -158,7 +185,7 @@ def _nodes(
         torch.manual_seed(seed)
         return model(*args, **kwargs)
 
-    return sample_nodes(run_hidden(InitMessenger(start)(seeded), args, kwargs))
+    return run_hidden(InitMessenger(start)(seeded), args, kwargs)
 
 
 def _rows(nodes: Mapping[str, dict], plates: frozenset[str], rows: Tensor) -> dict[str, dict]:

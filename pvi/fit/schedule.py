@@ -12,6 +12,7 @@ from pvi.optim.schedule import Plateau, cosine, still_rising
 
 LR_VARIATIONAL, LR_NETWORK = 0.05, 2e-3
 MAX_STEPS, MAX_EPOCHS = 20_000, 100
+LATE = 0.2  # share of the steps that a fit needs after its KL schedule
 Factory = Callable[[list[Tensor]], torch.optim.Optimizer]
 
 
@@ -86,6 +87,8 @@ class Schedule:
         steps = len(losses)
         if steps < self.anneal:
             return f"the KL schedule ends at step {self.anneal}, after the {steps} of this fit"
+        if self.anneal and steps - self.anneal < LATE * steps:
+            return f"only {steps - self.anneal} of {steps} steps came after the KL schedule's end"
         if self.plateau is not None:
             level = self.plateau.converged
             return "" if level else f"the bound was not level yet after {steps} steps"
