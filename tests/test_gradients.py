@@ -133,7 +133,7 @@ def assert_same_mean(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tenso
 
 @pytest.mark.parametrize("batched", [True, False], ids=["batched", "looped"])
 @pytest.mark.parametrize("gradient", ["reparam", "path", "score", "auto"])
-@pytest.mark.parametrize("alpha", [1.0, 0.0, 0.5, -0.5])
+@pytest.mark.parametrize("alpha", [1.0, 0.0, 0.5, pytest.param(-0.5, marks=pytest.mark.slow)])
 def test_local_gradients(alpha: float, gradient: str, batched: bool) -> None:
     """Many copies of the data in one plate make one evaluation an average over many."""
     guide, copies = LocalGuide(), 2_000
@@ -194,7 +194,7 @@ def joint_reference(raw: Tensor, alpha: float, draws: int) -> Tensor:
 
 @pytest.mark.parametrize("batched", [True, False], ids=["batched", "looped"])
 @pytest.mark.parametrize("gradient", ["reparam", "path", "score"])
-@pytest.mark.parametrize("alpha", [0.0, 0.5])
+@pytest.mark.parametrize("alpha", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_joint_gradients(alpha: float, gradient: str, batched: bool) -> None:
     """Whole draws are weighted: global latents, and as many rows as particles."""
     repeats = 400 if batched else 100

@@ -201,15 +201,26 @@ def check_refusal(cell: Cell) -> None:
 
 
 def marked(cells: list[Cell], check: str) -> list[Any]:
-    """Parameters of a test; cells that are known to be wrong must fail until they are mended."""
-    marks = {}
-    for cell in cells:
-        bug = defect(cell)
-        if bug is not None and check in bug.checks:
-            marks[cell] = pytest.mark.xfail(reason=bug.reason, raises=AssertionError, strict=True)
-    return [pytest.param(c, id=str(c), marks=marks.get(c, ())) for c in cells]
+    """Parameters of a test; cells that are known to be wrong must fail until they are mended.
+
+    Cells of one situation share their references, so one process runs them all. The orders between
+    and beyond ELBO and IWAE run with `make test-slow`: their values in `tests/test_bounds.py` and
+    gradients in `tests/test_gradients.py` are checked always.
+    """
+    return [pytest.param(c, id=str(c), marks=_marks(c, check)) for c in cells]
 
 
+def _marks(cell: Cell, check: str) -> list[Any]:
+    marks = [pytest.mark.xdist_group(cell.situation)]
+    bug = defect(cell)
+    if bug is not None and check in bug.checks:
+        marks.append(pytest.mark.xfail(reason=bug.reason, raises=AssertionError, strict=True))
+    if check == "means" and cell.estimator in SLOW:
+        marks.append(pytest.mark.slow)
+    return marks
+
+
+SLOW = {"BetaELBO", "RenyiELBO(0.5)", "RenyiELBO(2)", "RenyiELBO(-1)"}
 ALLOWED = [c for c in CELLS if c.status not in REFUSED]
 AUTO = [c for c in ALLOWED if c.gradient == "auto"]
 PATH = [c for c in ALLOWED if c.gradient == "path" and c.place.posterior]
