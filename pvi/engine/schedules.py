@@ -56,7 +56,7 @@ def linear(
     $$w(t) = s + (e - s) \\min\\{1, \\max\\{0, (t - d) / \\ell\\}\\}$$
 
     Args:
-        length: how long the weight rises, in `unit`s.
+        length: how long the weight rises, in steps or epochs.
         delay: how long it stays at `start` before.
 
     Raises:
@@ -109,7 +109,7 @@ def cyclical(
     """`cycles` times: a line from `start` to `end`, then level; after that `end` (Fu et al. 2019).
 
     Args:
-        period: length of one cycle, in `unit`s.
+        period: length of one cycle, in steps or epochs.
         ramp: share of a cycle in which the weight rises.
 
     >>> [cyclical(100, cycles=2).at(step=t) for t in (0, 25, 60, 100, 150, 300)]
