@@ -26,7 +26,7 @@ from pvi.fit.minibatch import Minibatches, check_additive, data_plates
 from pvi.fit.progress import Progress
 from pvi.fit.result import Fit, History
 from pvi.fit.schedule import Schedule
-from pvi.guides import MeanField
+from pvi.guides import MeanField, bound
 from pvi.posterior import Posterior
 
 TEMPERED = (
@@ -107,8 +107,9 @@ def fit(
             torch.manual_seed(seed)
         stack.enter_context(torch.device(device) if device is not None else nullcontext())
         rows = as_data(data, args, kwargs, model, device)
-        guide = MeanField(model) if guide is None else guide
-        _check_guide(guide)
+        guide = bound(MeanField if guide is None else guide, model)
+        if not callable(guide):
+            raise GuideError(f"guide must be a Pyro program, got {type(guide).__name__}")
         for program in (model, guide):
             if device is not None and isinstance(program, torch.nn.Module):
                 program.to(device)
@@ -117,14 +118,6 @@ def fit(
         schedule = Schedule(trainer.steps_per_epoch, steps, epochs, lr, optimizer, anneal)
         with Progress(progress, schedule.steps) as bar:
             return trainer.train(schedule, bar, seed, device)
-
-
-def _check_guide(guide: Any) -> None:
-    if isinstance(guide, type):
-        name = guide.__name__
-        raise GuideError(f"guide is the class {name}; pass an instance: {name}(model)")
-    if not callable(guide):
-        raise GuideError(f"guide must be a Pyro program, got {type(guide).__name__}")
 
 
 class _Trainer:

@@ -1,19 +1,49 @@
 """Independent normals: the simplest family, and the one with exact KL almost everywhere."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
 from torch.distributions import constraints
 
 from pvi.engine.traces import Program
-from pvi.errors import GuideError
 from pvi.guides.guide import Guide
-from pvi.guides.prototype import InitLoc, Latent, prior_median
+from pvi.guides.init import InitLoc
+from pvi.guides.prototype import Latent
 
 
-class MeanField(Guide):
+class NormalGuide(Guide):
+    """A guide whose sites have their own means and scales in unconstrained space."""
+
+    sitewise = True
+
+    def __init__(
+        self,
+        model: Program | None = None,
+        init_loc_fn: InitLoc | str | Mapping[str, Any] = "median",
+        init_scale: float = 0.1,
+    ):
+        super().__init__(model, init_loc_fn, init_scale)
+        self.loc = PyroModule()
+        self.scale = PyroModule()
+
+    def _build(self) -> None:
+        for latent in self.latents.values():
+            self._create_normal(latent)
+
+    def _create_normal(self, latent: Latent) -> None:
+        scale, dims = torch.full_like(latent.loc, self.init_scale), latent.event_dim
+        setattr(self.loc, latent.key, PyroParam(latent.loc, constraints.real, dims))
+        setattr(self.scale, latent.key, PyroParam(scale, constraints.positive, dims))
+
+    def _loc_scale(self, latent: Latent) -> tuple[Tensor, Tensor]:
+        return getattr(self.loc, latent.key), getattr(self.scale, latent.key)
+
+
+class MeanField(NormalGuide):
     """Fully factorised normal guide.
 
     At a site with real support, $q(z) = N(z; m, \\mathrm{diag}(s^2))$ at the model's own site
@@ -22,10 +52,7 @@ class MeanField(Guide):
     s^2)\\,|dt^{-1}/dz|$ (Kucukelbir et al. 2017, ADVI).
 
     Args:
-        model: a Pyro program with continuous latents.
-        init_loc_fn: starting values; by default the prior's median, 0 in unconstrained space for
-            flat priors.
-        init_scale: starting standard deviation in unconstrained space, > 0.
+        model, init_loc_fn, init_scale: as in `Guide`.
 
     >>> import pyro, torch, pyro.distributions as dist
     >>> def model(y):
@@ -37,31 +64,20 @@ class MeanField(Guide):
     ['loc.mu_unconstrained', 'scale.mu_unconstrained']
     """
 
-    def __init__(
-        self, model: Program, init_loc_fn: InitLoc = prior_median, init_scale: float = 0.1
-    ):
-        super().__init__(model, init_loc_fn)
-        if not init_scale > 0:
-            raise GuideError(f"init_scale must be > 0, got {init_scale!r}")
-        self.init_scale = init_scale
-        self.loc = PyroModule()
-        self.scale = PyroModule()
+    def _distribution(self, latent: Latent, past: Any) -> Any:
+        return independent(latent, *self._loc_scale(latent))
 
-    def _create(self, latent: Latent) -> None:
-        scale = torch.full_like(latent.loc, self.init_scale)
-        key = _key(latent.name)
-        setattr(self.loc, key, PyroParam(latent.loc, constraints.real, latent.event_dim))
-        setattr(self.scale, key, PyroParam(scale, constraints.positive, latent.event_dim))
-
-    def _distribution(self, latent: Latent) -> Any:
-        key = _key(latent.name)
-        normal = dist.Normal(getattr(self.loc, key), getattr(self.scale, key))
-        normal = normal.to_event(latent.event_dim)
-        if latent.is_real:
-            return normal
-        return dist.TransformedDistribution(normal, [latent.transform])
+    def _marginals(self, past: Any) -> dict[str, tuple[Tensor, Tensor]]:
+        return {name: self._loc_scale(latent) for name, latent in self.latents.items()}
 
 
-def _key(name: str) -> str:
-    """A site's name as an attribute: modules forbid dots."""
-    return name.replace(".", "/")
+def independent(latent: Latent, loc: Tensor, scale: Tensor) -> Any:
+    """Independent normals for the numbers of a site, pushed onto its support."""
+    return onto(latent, dist.Normal(loc, scale).to_event(latent.event_dim))
+
+
+def onto(latent: Latent, normal: Any) -> Any:
+    """A distribution in unconstrained space, pushed onto the support of its site."""
+    if latent.is_real:
+        return normal
+    return dist.TransformedDistribution(normal, [latent.transform])

@@ -1,7 +1,8 @@
 """A look at the model's latent sites: what every automatic guide is built from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,8 +12,7 @@ from torch.distributions import biject_to, constraints
 
 from pvi.engine.traces import Plate, Program, plates_of, run_hidden, sample_nodes
 from pvi.errors import GuideError, ModelError
-
-InitLoc = Callable[[Mapping], Tensor]
+from pvi.guides.init import InitLoc
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,35 @@ class Latent:
     event_dim: int
 
     @property
+    def key(self) -> str:
+        """Its name as an attribute: modules forbid dots."""
+        return self.name.replace(".", "/")
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        return self.loc.shape[: self.loc.dim() - self.event_dim]
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Of one event in unconstrained space."""
+        return self.loc.shape[self.loc.dim() - self.event_dim :]
+
+    @property
     def is_real(self) -> bool:
         return is_real(self.support)
 
-    @property
+    @cached_property
     def transform(self) -> Any:
         """The bijection from unconstrained space onto the support."""
         return biject_to(self.support)
+
+    def unconstrained(self, value: Tensor) -> Tensor:
+        return value if self.is_real else self.transform.inv(value)
+
+    @property
+    def value_dim(self) -> int:
+        """Dimensions of one event in the model's own space."""
+        return self.event_dim + self.transform.codomain.event_dim - self.transform.domain.event_dim
 
 
 def is_real(support: constraints.Constraint) -> bool:
@@ -45,35 +67,6 @@ def is_real(support: constraints.Constraint) -> bool:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support in (constraints.real, constraints.real_vector)
-
-
-def prior_median(site: Mapping) -> Tensor:
-    """A deterministic start that exists for every prior, proper or flat.
-
-    The prior's median where it has one in closed form, else its mean if that is finite and inside
-    the support, else the image of 0 under the map from unconstrained space (all that a flat prior
-    offers).
-    """
-    fn = site["fn"]
-    for candidate in (_median, lambda f: f.mean):
-        try:
-            value = candidate(fn).expand(fn.shape()).clone()
-        except (NotImplementedError, AttributeError, RuntimeError, ValueError):
-            continue
-        if bool(value.isfinite().all()) and _interior(fn.support, value):
-            return value
-    transform = biject_to(fn.support)
-    return transform(torch.zeros(transform.inverse_shape(fn.shape())))
-
-
-def _median(fn: Any) -> Tensor:
-    while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
-        fn = fn.base_dist
-    return fn.icdf(torch.tensor(0.5))
-
-
-def _interior(support: Any, value: Tensor) -> bool:
-    return bool(support.check(value).all()) and bool(biject_to(support).inv(value).isfinite().all())
 
 
 def latents(model: Program, init_loc_fn: InitLoc, args: tuple, kwargs: Mapping) -> list[Latent]:

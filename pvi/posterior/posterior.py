@@ -14,6 +14,7 @@ from pvi.engine.params import Params
 from pvi.engine.plan import make_plan
 from pvi.engine.traces import Program, is_delta, preserved_rng
 from pvi.errors import GuideError, ObjectiveError
+from pvi.guides import bound
 from pvi.posterior.draws import Draws, Runner, stack, stack_draws
 from pvi.posterior.predictive import check_plates, new_arguments
 
@@ -45,6 +46,7 @@ class Posterior:
         checked: bool = False,
         caveats: tuple[str, ...] = (),
     ):
+        guide = bound(guide, model)
         self.model, self.guide = model, guide
         self.data = data if isinstance(data, Data) else as_data(data, args, kwargs, model)
         self._device = device

@@ -1,0 +1,94 @@
+"""One normal with a full covariance over all latents."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro.distributions import constraints
+from pyro.nn import PyroParam
+from torch import Tensor
+
+from pvi.errors import GuideError
+from pvi.guides.layout import Layout
+from pvi.guides.mean_field import NormalGuide, onto
+from pvi.guides.normals import CholeskyNormal, solve_lower
+from pvi.guides.prototype import Latent
+
+LARGEST = 20_000  # numbers: a factor of 3 GB in float64, and four such tensors to train it
+
+
+class FullRank(NormalGuide):
+    """Multivariate normal over all latents in unconstrained space.
+
+    $$q(u) = N(u;\\, m,\\, LL^\\top), \\qquad L = \\mathrm{diag}(s)\\,T,$$
+
+    T lower triangular with ones on its diagonal, told site by site: given the sites before, with
+    noise $\\epsilon_{<}$, site $j$ is normal with mean $m_j + L_{j<}\\epsilon_<$ and factor
+    $L_{jj}$. So each of the model's sites has its own normal, and its KL against a normal prior is
+    exact given the sites before it. Costs $O(D^2)$ memory and time a draw for D numbers.
+
+    Args:
+        model, init_loc_fn, init_scale: as in `Guide`.
+
+    Reference:
+        Kucukelbir et al. 2017 (full-rank ADVI).
+    """
+
+    joint = True
+    correlation: Any  # PyroParam (D, D)
+
+    def _build(self) -> None:
+        super()._build()
+        self._layout = Layout(self.latents.values())
+        size, start = self._layout.size, self._layout.start()
+        if size > LARGEST:
+            raise GuideError(
+                f"FullRank over {size} numbers needs {size * size:,} parameters. Use LowRank, "
+                "Structured (a covariance within each element of a plate) or a Group."
+            )
+        eye = torch.eye(size, dtype=start.dtype, device=start.device)
+        self.correlation = PyroParam(eye, constraints.unit_lower_cholesky)
+
+    def _begin(self, args: tuple, kwargs: Mapping) -> dict[str, Tensor]:
+        return {"tril": self.correlation}
+
+    def _distribution(self, latent: Latent, past: dict[str, Tensor]) -> Any:
+        loc, scale = self._loc_scale(latent)
+        rows, tril = self._layout.slices[latent.name], past["tril"]
+        shift, spread = self._layout.flat(latent, loc), scale.reshape(-1, 1)
+        if "noise" in past:
+            before = tril[rows, : past["noise"].shape[-1]]
+            shift = shift + scale.reshape(-1) * (past["noise"] @ before.mT)
+        own = spread * tril[rows, rows]
+        mean = self._layout.grid(latent, shift)
+        return onto(latent, CholeskyNormal(mean, own, latent.event_dim, latent.loc.dim()))
+
+    def _passed(self, latent: Latent, value: Tensor, past: dict[str, Tensor]) -> None:
+        """Find the noise of this draw, which the sites after it depend on."""
+        if latent.name == list(self.latents)[-1]:
+            return
+        loc, scale = (self._layout.flat(latent, x) for x in self._loc_scale(latent))
+        rows, tril = self._layout.slices[latent.name], past["tril"]
+        white = (self._layout.flat(latent, latent.unconstrained(value)) - loc) / scale
+        if "noise" not in past:
+            past["noise"] = solve_lower(tril[rows, rows], white)
+            return
+        noise = past["noise"]
+        new = solve_lower(tril[rows, rows], white - noise @ tril[rows, : noise.shape[-1]].mT)
+        noise = noise.expand(*new.shape[:-1], noise.shape[-1])
+        past["noise"] = torch.cat([noise, new], -1)
+
+    def _marginals(self, past: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        found = {}
+        for name, latent in self.latents.items():
+            loc, scale = self._loc_scale(latent)
+            sd = past["tril"][self._layout.slices[name]].square().sum(-1).sqrt()
+            found[name] = loc, scale * sd.reshape(scale.shape)
+        return found
+
+    def covariance(self) -> Tensor:
+        """Covariance of all latents in unconstrained space, in the model's order: `(D, D)`."""
+        self._require_setup()
+        scale = torch.cat([self._loc_scale(x)[1].reshape(-1) for x in self.latents.values()])
+        tril = scale.unsqueeze(-1) * self.correlation
+        return tril @ tril.mT

@@ -1,0 +1,74 @@
+"""A posterior's density as a function of one vector in unconstrained space, and its mode."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pvi.engine.joint import terms_of
+from pvi.engine.look import look
+from pvi.engine.traces import Program, hidden, run
+from pvi.errors import GuideError
+from pvi.guides.layout import Layout
+from pvi.optim.mode import maximize
+
+
+class LogJoint:
+    """$u \\mapsto \\log p(x, t(u)) + \\log |\\det dt/du|$, nats; discrete sites are summed out.
+
+    Raises:
+        GuideError: the model subsamples, so that no single number is its density.
+    """
+
+    def __init__(self, model: Program, layout: Layout, args: tuple, kwargs: Mapping):
+        for latent in layout.latents.values():
+            for plate in latent.plates:
+                if plate.size < plate.full_size:
+                    raise GuideError(
+                        f"site '{latent.name}' is in plate '{plate.name}', of which the model "
+                        f"takes {plate.size} of {plate.full_size} elements a call; a mode needs "
+                        "them all. Start at the prior's median, or use all rows."
+                    )
+        self._model, self._layout, self._args, self._kwargs = model, layout, args, kwargs
+        self._enumeration, _, _ = look(model, self._guide(layout.start()), args, kwargs)
+
+    def __call__(self, u: Tensor) -> Tensor:
+        programs = (self._enumeration.guide(self._guide(u)), self._enumeration.model(self._model))
+        with hidden(), torch.enable_grad():
+            guide_trace = run(programs[0], self._args, self._kwargs)
+            model_trace = run(programs[1], self._args, self._kwargs, guide_trace)
+            terms = terms_of(guide_trace, model_trace, enumeration=self._enumeration)
+            return terms.log_weights().sum()
+
+    def _guide(self, u: Tensor) -> Program:
+        """A guide that stays at `u`, its density the map's Jacobian."""
+
+        def guide(*args: Any, **kwargs: Any) -> None:
+            plates: dict[str, Any] = {}
+            for name, value in self._layout.split(u).items():
+                latent = self._layout.latents[name]
+                with ExitStack() as stack:
+                    for p in latent.plates:
+                        if p.name not in plates:
+                            plates[p.name] = pyro.plate(p.name, p.full_size, dim=p.dim)
+                        stack.enter_context(plates[p.name])
+                    pyro.sample(name, pushed(latent, value))
+
+        return guide
+
+
+def pushed(latent: Any, u: Tensor) -> dist.Delta:
+    """A point mass at $t(u)$ with density $1 / |\\det dt/du|$: a draw of u, told at its site."""
+    value, batch_dim = latent.transform(u), u.dim() - latent.event_dim
+    log_det = latent.transform.log_abs_det_jacobian(u, value)
+    log_det = log_det.reshape((*log_det.shape[:batch_dim], -1)).sum(-1)
+    return dist.Delta(value, -log_det, latent.value_dim)
+
+
+def find_mode(model: Program, layout: Layout, args: tuple, kwargs: Mapping) -> Tensor:
+    """The mode of the posterior in unconstrained space, or the best point of a short search."""
+    return maximize(LogJoint(model, layout, args, kwargs), layout.start())
