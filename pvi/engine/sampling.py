@@ -50,13 +50,9 @@ class Draw:
 
     def set_ratio(self, ratio: Tensor, scaled: bool) -> None:
         """Hand each tap its draws' factor `(K, *plates)`."""
-        for tap in self.taps:
+        for k, tap in enumerate(self.taps):
             tap.scaled = scaled
-        if len(self.taps) == 1:
-            self.taps[0].ratio = ratio
-        for tap, one in zip(self.taps, ratio, strict=False):
-            if len(self.taps) > 1:
-                tap.ratio = one
+            tap.ratio = ratio if tap.batched else ratio[k]
 
 
 @dataclass(frozen=True)
