@@ -13,7 +13,16 @@ from torch.distributions import constraints
 
 from pvi.engine.enumeration import marks, reduced
 from pvi.engine.look import look
-from pvi.engine.traces import Density, Program, Site, hidden, is_delta, nesting_of, pair
+from pvi.engine.traces import (
+    Density,
+    Program,
+    Site,
+    hidden,
+    is_delta,
+    nesting_of,
+    pair,
+    sample_nodes,
+)
 from pvi.errors import DataError, GuideError, ModelError
 
 MISSING = "Drop those rows, impute them, or leave those entries out with obs_mask= or poutine.mask."
@@ -34,11 +43,14 @@ def check_finite(named: Mapping[str, Any]) -> None:
 
 def check(
     model: Program, guide: Program, args: tuple, kwargs: Mapping, named: Mapping[str, Any]
-) -> None:
+) -> dict[str, Any]:
     """Run guide and model once and refuse what could only give a wrong posterior.
 
     Args:
         named: the data arguments by name, to point at the one that holds NaN.
+
+    Returns:
+        The model's sample statements in that run.
 
     Raises:
         DataError: wrong arguments; missing or infinite values.
@@ -50,7 +62,7 @@ def check(
     with hidden(), pyro.validation_enabled(True):
         guide_trace = _run("guide", guide, args, kwargs, named)
         model_trace = _run("model", poutine.replay(model, trace=guide_trace), args, kwargs, named)
-        nesting = nesting_of(guide_trace, model_trace)
+        nodes, nesting = sample_nodes(model_trace), nesting_of(guide_trace, model_trace)
         enumeration = marks(guide_trace, model_trace, nesting, average=False)
         if enumeration:
             _, guide_trace, model_trace = look(model, guide, args, kwargs, average=False)
@@ -72,6 +84,7 @@ def check(
             for role, side in ((of_p, site.p), ("guide", site.q)):
                 if side is not None:
                     _check_density(site.name, role, side, named)
+    return nodes
 
 
 def _check_signature(role: str, program: Program, args: tuple, kwargs: Mapping) -> None:
