@@ -162,7 +162,7 @@ def _check_shape(name: str, p: Density) -> None:
 
 
 def _check_support(name: str, p: Density, q: Density) -> None:
-    mismatch = _covers_reals(q.fn) and not _is_real(p.fn) and not p.fn.support.is_discrete
+    mismatch = _covers_reals(q.fn) and not _has_real_support(p.fn) and not p.fn.support.is_discrete
     bad = _outside(p)
     if mismatch or (bad is not None and bool(bad.any())):
         raise GuideError(
@@ -207,14 +207,18 @@ def _covers_reals(fn: Any) -> bool:
     """Whether a guide's distribution surely puts mass on all of R^n."""
     if hasattr(fn, "transforms") or is_delta(fn):  # reported too wide: only draws can tell
         return False
-    return _is_real(fn)
+    return _has_real_support(fn)
 
 
-def _is_real(fn: Any) -> bool:
+def _has_real_support(fn: Any) -> bool:
     try:
-        support = fn.support
+        return is_real(fn.support)
     except NotImplementedError:
         return False
+
+
+def is_real(support: Any) -> bool:
+    """Whether a support is all of R^n."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support in (constraints.real, constraints.real_vector)

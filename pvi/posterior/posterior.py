@@ -12,7 +12,7 @@ from pvi.engine.checks import check, check_finite
 from pvi.engine.data import Data, as_data
 from pvi.engine.params import Params
 from pvi.engine.plan import make_plan
-from pvi.engine.traces import Program, is_delta, preserved_rng
+from pvi.engine.traces import Program, preserved_rng
 from pvi.errors import GuideError, ObjectiveError
 from pvi.posterior.draws import Draws, Runner, stack, stack_draws
 from pvi.posterior.predictive import check_plates, new_arguments
@@ -122,16 +122,14 @@ class Posterior:
 
     def caveats(self) -> list[str]:
         """Why the log weights of this posterior would be meaningless; empty if they are sound."""
-        sites = self.runner.sites
-        two = self.sample(2, seed=0)
+        sites, points = self.runner.sites, self.runner.plan.points
         reasons = list(self._caveats)
         if not any(site.p is not None and site.q is not None for site in sites):
             reasons.append("the model has no latent site")
         for site in sites:
             if site.q is None:
                 continue
-            draws = two.get(site.name)  # a Delta that differs between draws restates another site
-            if is_delta(site.q.fn) and draws is not None and torch.equal(draws[0], draws[1]):
+            if site.p is not None and site.name in points:
                 reasons.append(f"the guide is a point (Delta) at site '{site.name}'")
             if isinstance(site.q.scale, Tensor) or site.q.scale != 1.0:
                 reasons.append(
