@@ -19,6 +19,7 @@ from pvi.engine.traces import (
     Site,
     hidden,
     is_delta,
+    masked,
     nesting_of,
     pair,
     sample_nodes,
@@ -194,13 +195,11 @@ def _outside(side: Density) -> Tensor | None:
 
 def _select(side: Density, bad: Tensor) -> Tensor:
     """Of the bad values those that count: not masked out."""
-    if side.mask is None or side.mask is True:
-        return bad
-    if side.mask is False:
-        return torch.zeros_like(bad)
-    extra = bad.dim() - len(side.fn.batch_shape)
-    mask = side.mask.reshape(side.mask.shape + (1,) * max(extra, 0))  # type: ignore[union-attr]
-    return bad & mask
+    mask = side.mask
+    if isinstance(mask, Tensor):
+        extra = bad.dim() - len(side.fn.batch_shape)
+        mask = mask.reshape(mask.shape + (1,) * max(extra, 0))
+    return masked(bad, mask)
 
 
 def _covers_reals(fn: Any) -> bool:

@@ -63,13 +63,14 @@ class Evaluation:
 
     def record(self) -> dict[str, float]:
         """Bound, loss, log likelihood, KL of each latent (`kl/name`), penalty and parts, nats."""
-        values = {"bound": self.bound, "loss": self.loss}
-        values["log_likelihood"] = self.terms.log_likelihood().mean()
-        values |= {f"kl/{name}": kl for name, kl in self.terms.kl().items()}
-        if self.terms.penalties:
-            values["penalty"] = self.terms.penalty().mean()
-        values |= self.parts
-        stacked = torch.stack([v.detach().to(self.loss) for v in values.values()])
+        with torch.no_grad():
+            values = {"bound": self.bound, "loss": self.loss}
+            values["log_likelihood"] = self.terms.log_likelihood().mean()
+            values |= {f"kl/{name}": kl for name, kl in self.terms.kl().items()}
+            if self.terms.penalties:
+                values["penalty"] = self.terms.penalty().mean()
+            values |= self.parts
+            stacked = torch.stack([v.to(self.loss) for v in values.values()])
         return dict(zip(values, stacked.tolist(), strict=True))  # one transfer from the device
 
 
@@ -169,7 +170,8 @@ class Objective(PyroELBO):
             check_penalties(self, terms)
             loss = loss + terms.penalty().mean()
         if not self.is_plain:
-            parts = [self._parts(draw.terms, plan, lambda term: 1.0) for draw in draws]
+            with torch.no_grad():
+                parts = [self._parts(draw.terms, plan, lambda term: 1.0) for draw in draws]
             values = torch.stack([part.value for part in parts])
         return Evaluation(loss, values.detach().mean(), terms, recorded)
 
@@ -224,6 +226,11 @@ class Objective(PyroELBO):
         weights = self.beta.values() if isinstance(self.beta, Mapping) else [self.beta]
         return self.weighting is None and all(weight == 1.0 for weight in weights)
 
+    @property
+    def is_weighted(self) -> bool:
+        """Whether draws are weighted against each other."""
+        return self.num_particles > 1 and (self.alpha != 1.0 or self.mean is not None)
+
     # Inside.
 
     @property
@@ -242,8 +249,7 @@ class Objective(PyroELBO):
     @property
     def _nested(self) -> bool:
         """Whether log weights are formed: a mean of the log weights does not need them."""
-        own = self._rule is not None or self.mean is not None
-        return own or (self.alpha != 1.0 and self.num_particles > 1)
+        return self._rule is not None or self.mean is not None or self.is_weighted
 
     def _plan(self, model: Program, guide: Program, args: tuple, kwargs: Mapping) -> Plan:
         """The plan of this pair, made once and kept; for one particle from a single look."""
@@ -337,6 +343,8 @@ class Objective(PyroELBO):
         check_score(self, sites)
         check_drawn(draws[0].guide_trace, sites)
         total = torch.zeros(())
+        if not sites:
+            return total
         baseline = self._kept((key, "baseline"), Baseline)
         shared = (weight, baseline, plan.scope.plates)
         gains = [p.value - d.terms.penalty().mean() for p, d in zip(parts, draws, strict=True)]

@@ -199,8 +199,7 @@ def named_losses(losses: Any) -> dict[str, Tensor]:
 
 def check_penalties(objective: Any, terms: Any) -> None:
     """Refuse `path` where it would rescale the gradients of penalties too."""
-    weighted = objective.num_particles > 1 and (objective.alpha != 1.0 or objective.mean)
-    if objective.gradient == "path" and weighted:
+    if objective.gradient == "path" and objective.is_weighted:
         raise ObjectiveError(
             f"gradient='path' multiplies the gradient of each draw by its weight, and that of "
             f"pvi.penalty '{terms.penalties[0].name}' with it. Use gradient='reparam'."
