@@ -59,8 +59,8 @@ class Target:
 
     def terms(self, num: int, given: Any = None) -> Terms:
         """The terms of `num` draws."""
-        nesting = self.plan.nesting if num > 1 else None
-        return terms_of(*self.traces(num, given), num, nesting, enumeration=self.plan.enumeration)
+        plan, traces = self.plan, self.traces(num, given)
+        return terms_of(*traces, num, plan.depth(num), enumeration=plan.enumeration)
 
     def weights(self, num: int, given: Any = None) -> tuple[Tensor, Tensor]:
         """What stands outside the weights, a scalar, and log weights `(num, *plates)`, nats."""

@@ -108,7 +108,7 @@ class Terms:
 
     def log_likelihood(self) -> Tensor:
         """Sum of the observed sites' log densities, `(K,)`, nats."""
-        return self._sum("likelihood")
+        return self._total([t.per_particle() for t in self if t.kind == "likelihood"])
 
     def kl(self) -> dict[str, Tensor]:
         """Each latent site's KL (exact or sampled), averaged over particles; nats, unweighted."""
@@ -129,11 +129,9 @@ class Terms:
 
     def penalty(self) -> Tensor:
         """Sum of the `pvi.penalty` values, `(K,)`; it is minimised."""
-        parts = [-t.per_particle() for t in self.penalties]
-        return torch.stack(parts).sum(0) if parts else torch.zeros(self.num_particles)
+        return self._total([-t.per_particle() for t in self.penalties])
 
-    def _sum(self, kind: Kind) -> Tensor:
-        parts = [t.per_particle() for t in self if t.kind == kind]
+    def _total(self, parts: list[Tensor]) -> Tensor:
         return torch.stack(parts).sum(0) if parts else torch.zeros(self.num_particles)
 
 

@@ -163,9 +163,8 @@ class Run:
     @cached_property
     def _terms(self) -> Terms:
         plan = self._runner.plan
-        nesting = plan.nesting if self._num > 1 else None
-        traces = (self._guide_trace, self._model_trace)
-        return terms_of(*traces, self._num, nesting, enumeration=plan.enumeration)
+        traces, depth = (self._guide_trace, self._model_trace), plan.depth(self._num)
+        return terms_of(*traces, self._num, depth, enumeration=plan.enumeration)
 
     def _run(self, model: Program) -> Any:
         r = self._runner
