@@ -206,8 +206,8 @@ class Annealing:
         terms = self.target.terms(num, replaced(self._given, values))
         base = {}
         for name, chart in charts.items():
-            log_q, jacobian = terms[name].log_q, chart.log_jacobian(u[name], values[name])
-            assert log_q is not None
+            log_q = terms[name].guide_density()
+            jacobian = chart.log_jacobian(u[name], values[name])
             base[name] = log_q + jacobian.reshape(log_q.shape)
         return self._summed(base), weights_of(terms, self._scope)[1]
 

@@ -63,7 +63,7 @@ class Diagnosis:
             "sd_log_ratio": f"sd of log ratio {self.sd_log_ratio:.2g}",
         }
         known = [text for name, text in numbers.items() if not math.isnan(getattr(self, name))]
-        lines = [": ".join([self.verdict, *filter(None, [", ".join(known)])])]
+        lines = [": ".join(filter(None, [self.verdict, ", ".join(known)]))]
         lines += [f"- {reason}" for reason in self.reasons]
         weighted = not math.isnan(self.khat)
         header = COLUMNS if weighted else COLUMNS[:3]

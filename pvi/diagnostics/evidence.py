@@ -14,9 +14,9 @@ from torch import Tensor
 from pvi.diagnostics.ais import Annealing
 from pvi.diagnostics.psis import khat_threshold
 from pvi.diagnostics.weights import Bar, Tally, Target, guide_weights, make_target
-from pvi.engine.params import Params
+from pvi.engine.params import Params, check_trained
 from pvi.engine.traces import Program, preserved_rng
-from pvi.errors import GuideError, ObjectiveError
+from pvi.errors import ObjectiveError
 from pvi.progress import progress as progress_bar
 
 MAX_BAD = 0.05  # of the data: of true khats of 0.5, 1 % are found above 0.7 at 5,000 draws
@@ -210,11 +210,10 @@ def prepared(
     with params.scope(), params.evaluation(), torch.no_grad(), _seeded(seed):
         target = make_target(model, guide, args, kwargs)
         params.sync()
-        if new := {name for name in params.names() - known if "$$$" not in name}:
-            raise GuideError(
-                f"parameter '{min(new)}' has no trained value: it was created only now. Train the "
-                "programs first; after pvi.fit use fit.evidence() or fit.sandwich()."
-            )
+        check_trained(
+            params.names() - known,
+            "Train the programs first; after pvi.fit use fit.evidence() or fit.sandwich().",
+        )
         yield target
 
 

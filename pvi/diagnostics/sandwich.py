@@ -235,14 +235,12 @@ def bracket(log_w: Iterable[Tensor], exact: Tensor) -> tuple[Tensor, Tensor]:
         log_w: chunks `(k, *plates)` of log weights.
         exact: `(*plates)`.
     """
-    first, rest, count = None, [], 0
-    for chunk in log_w:
-        if first is None:
-            first, chunk = chunk[0], chunk[1:]
-            count = 1
+    chunks = iter(log_w)
+    head = next(chunks)
+    rest, count = [torch.logsumexp(head[1:], 0)], len(head)
+    for chunk in chunks:
         rest.append(torch.logsumexp(chunk, 0))
         count += len(chunk)
-    assert first is not None
     others = torch.logsumexp(torch.stack(rest), 0)
-    lower, upper = (torch.logaddexp(others, x) - math.log(count) for x in (first, exact))
+    lower, upper = (torch.logaddexp(others, x) - math.log(count) for x in (head[0], exact))
     return lower, upper

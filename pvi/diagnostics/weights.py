@@ -15,8 +15,8 @@ from pvi.engine.plan import Plan, make_plan
 from pvi.engine.terms import Term, Terms
 from pvi.engine.traces import Program, hidden, prior, run, sample_nodes, subset
 from pvi.errors import ModelError, ObjectiveError
+from pvi.posterior.draws import CHUNK, numbers_in
 
-CHUNK = 4_000_000  # numbers in the traces of one run
 Bar = Callable[[Sequence], Iterable]  # goes through items with a progress bar
 
 
@@ -59,8 +59,8 @@ class Target:
 
     def terms(self, num: int, given: Any = None) -> Terms:
         """The terms of `num` draws."""
-        nesting = self.plan.nesting if num > 1 else None
-        return terms_of(*self.traces(num, given), num, nesting, enumeration=self.plan.enumeration)
+        plan, traces = self.plan, self.traces(num, given)
+        return terms_of(*traces, num, plan.depth(num), enumeration=plan.enumeration)
 
     def weights(self, num: int, given: Any = None) -> tuple[Tensor, Tensor]:
         """What stands outside the weights, a scalar, and log weights `(num, *plates)`, nats."""
@@ -116,28 +116,26 @@ def make_target(
     guide = prior(model) if guide is None else guide
     plan = plan or make_plan(model, guide, args, kwargs, "auto", average=False)
     with hidden():
-        again = run(plan.enumeration.guide(guide), args, kwargs)
         guide_trace = run(plan.enumeration.guide(guide), args, kwargs)
         model_trace = run(plan.enumeration.model(model), args, kwargs, guide_trace)
         terms = terms_of(guide_trace, model_trace, enumeration=plan.enumeration)
-    _check(terms, sample_nodes(guide_trace), sample_nodes(again))
+    _check(terms, plan.points)
     weights_of(terms, plan.scope)
-    nodes = [*sample_nodes(guide_trace).values(), *sample_nodes(model_trace).values()]
-    size = sum(torch.broadcast_shapes(n["fn"].shape(), n["value"].shape).numel() for n in nodes)
+    size = sum(numbers_in(sample_nodes(trace)) for trace in (guide_trace, model_trace))
     return Target(model, guide, args, kwargs, plan, size, terms, guide_trace)
 
 
-def _check(terms: Terms, one: Mapping[str, Any], two: Mapping[str, Any]) -> None:
-    """Refuse terms whose weights mean nothing, given two draws from the guide."""
-    points = [t.name for t in terms if t.point]
+def _check(terms: Terms, points: frozenset[str]) -> None:
+    """Refuse terms whose weights mean nothing, given the guide's sites that are always the same."""
+    restated = any(term.point for term in terms)
     for term in terms:
         name = term.name
-        if term.point and torch.equal(one[name]["value"], two[name]["value"]):
+        if name in points:
             raise ObjectiveError(
                 f"the guide is a point (Delta) at site '{name}': it has no density to weight by. "
                 "Use a guide with a spread, such as pvi.guides.MeanField."
             )
-        if term.kind == "auxiliary" and not term.point and not points:
+        if term.kind == "auxiliary" and not restated:
             raise ObjectiveError(
                 f"the guide's auxiliary site '{name}' determines no latent by a Delta, so log q of "
                 "the latents alone is unknown. Sum or integrate it out of the guide."

@@ -9,17 +9,16 @@ datum by datum inside it, so that subsampling scales the bound and never the wei
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from pvi.engine.terms import Term, Terms
+from pvi.engine.terms import Term, Terms, Weight
 from pvi.engine.traces import Plate
-from pvi.errors import ModelError, ObjectiveError
+from pvi.errors import ObjectiveError
 
-Weight = Callable[[Term], float | Tensor]
 Mean = Callable[[Tensor], Tensor]
 Order = float | Mean  # alpha, or a mean of log weights over the particles of the user's own
 
@@ -60,16 +59,6 @@ def renyi_mean(log_w: Tensor, order: Order) -> Tensor:
     return (torch.logsumexp(power * log_w, 0) - math.log(len(log_w))) / power
 
 
-def elbo(terms: Terms, weight: Weight) -> Tensor:
-    """Mean over particles of the summed terms: a scalar, nats."""
-    if not terms.items:
-        raise ModelError("the model has no sample site and no pvi.kl, so there is no bound")
-    total = terms.items[0].per_particle(weight(terms.items[0]))
-    for term in terms.items[1:]:
-        total = total + term.per_particle(weight(term))
-    return total.mean()
-
-
 @dataclass(frozen=True)
 class Inner:
     """The weighted part of a bound: log weights `(K, *plates)` and the factor outside the mean.
@@ -88,11 +77,16 @@ class Inner:
 
 @dataclass(frozen=True)
 class Parts:
-    """A bound's value, a scalar, its weighted part if it has one, and what stands outside."""
+    """A bound's value, a scalar, its weighted part if it has one, and what stands outside.
+
+    Args:
+        recorded: what a weighting rule has to record, by name.
+    """
 
     value: Tensor
-    inner: Inner | None
+    inner: Inner | None = None
     outer: Tensor = field(default_factory=lambda: torch.zeros(()))
+    recorded: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def split(terms: Terms, weight: Weight, scope: Scope) -> tuple[Tensor, Inner | None]:

@@ -13,7 +13,17 @@ from torch.distributions import constraints
 
 from pvi.engine.enumeration import marks, reduced
 from pvi.engine.look import look
-from pvi.engine.traces import Density, Program, Site, hidden, is_delta, nesting_of, pair
+from pvi.engine.traces import (
+    Density,
+    Program,
+    Site,
+    hidden,
+    is_delta,
+    masked,
+    nesting_of,
+    pair,
+    sample_nodes,
+)
 from pvi.errors import DataError, GuideError, ModelError
 
 MISSING = "Drop those rows, impute them, or leave those entries out with obs_mask= or poutine.mask."
@@ -34,11 +44,14 @@ def check_finite(named: Mapping[str, Any]) -> None:
 
 def check(
     model: Program, guide: Program, args: tuple, kwargs: Mapping, named: Mapping[str, Any]
-) -> None:
+) -> dict[str, Any]:
     """Run guide and model once and refuse what could only give a wrong posterior.
 
     Args:
         named: the data arguments by name, to point at the one that holds NaN.
+
+    Returns:
+        The model's sample statements in that run.
 
     Raises:
         DataError: wrong arguments; missing or infinite values.
@@ -50,7 +63,7 @@ def check(
     with hidden(), pyro.validation_enabled(True):
         guide_trace = _run("guide", guide, args, kwargs, named)
         model_trace = _run("model", poutine.replay(model, trace=guide_trace), args, kwargs, named)
-        nesting = nesting_of(guide_trace, model_trace)
+        nodes, nesting = sample_nodes(model_trace), nesting_of(guide_trace, model_trace)
         enumeration = marks(guide_trace, model_trace, nesting, average=False)
         if enumeration:
             _, guide_trace, model_trace = look(model, guide, args, kwargs, average=False)
@@ -72,6 +85,7 @@ def check(
             for role, side in ((of_p, site.p), ("guide", site.q)):
                 if side is not None:
                     _check_density(site.name, role, side, named)
+    return nodes
 
 
 def _check_signature(role: str, program: Program, args: tuple, kwargs: Mapping) -> None:
@@ -149,7 +163,7 @@ def _check_shape(name: str, p: Density) -> None:
 
 
 def _check_support(name: str, p: Density, q: Density) -> None:
-    mismatch = _covers_reals(q.fn) and not _is_real(p.fn) and not p.fn.support.is_discrete
+    mismatch = _covers_reals(q.fn) and not _has_real_support(p.fn) and not p.fn.support.is_discrete
     bad = _outside(p)
     if mismatch or (bad is not None and bool(bad.any())):
         raise GuideError(
@@ -181,27 +195,29 @@ def _outside(side: Density) -> Tensor | None:
 
 def _select(side: Density, bad: Tensor) -> Tensor:
     """Of the bad values those that count: not masked out."""
-    if side.mask is None or side.mask is True:
-        return bad
-    if side.mask is False:
-        return torch.zeros_like(bad)
-    extra = bad.dim() - len(side.fn.batch_shape)
-    mask = side.mask.reshape(side.mask.shape + (1,) * max(extra, 0))  # type: ignore[union-attr]
-    return bad & mask
+    mask = side.mask
+    if isinstance(mask, Tensor):
+        extra = bad.dim() - len(side.fn.batch_shape)
+        mask = mask.reshape(mask.shape + (1,) * max(extra, 0))
+    return masked(bad, mask)
 
 
 def _covers_reals(fn: Any) -> bool:
     """Whether a guide's distribution surely puts mass on all of R^n."""
     if hasattr(fn, "transforms") or is_delta(fn):  # reported too wide: only draws can tell
         return False
-    return _is_real(fn)
+    return _has_real_support(fn)
 
 
-def _is_real(fn: Any) -> bool:
+def _has_real_support(fn: Any) -> bool:
     try:
-        support = fn.support
+        return is_real(fn.support)
     except NotImplementedError:
         return False
+
+
+def is_real(support: Any) -> bool:
+    """Whether a support is all of R^n."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support in (constraints.real, constraints.real_vector)

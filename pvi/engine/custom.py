@@ -81,6 +81,4 @@ def weighted(
 
 def _weighed(term: Term, inner: Inner) -> Tensor:
     """log q as it stands in the log weight."""
-    if term.log_q is None:
-        raise ValueError(f"site '{term.name}' has no density in the guide")
-    return term.log_q * term.scale_q if inner.scaled else term.log_q
+    return term.guide_density() * term.scale_q if inner.scaled else term.guide_density()

@@ -31,14 +31,13 @@ def explain(terms: Terms, plan: Plan, objective: Any) -> Explanation:
     """Describe terms that were just computed for an `Objective`."""
     o = objective
     notes = [f"bound: {_bound_name(o)}, {o.num_particles} particle(s)"]
-    weighted = o.num_particles > 1 and (o.alpha != 1.0 or o.mean is not None)
-    if weighted or callable(o.gradient):
+    if o.is_weighted or callable(o.gradient):
         notes.append(f"weights: {plan.scope.name}")
         if plan.scope.outer:
             notes.append(f"drawn once per bound: {', '.join(sorted(plan.scope.outer))}")
     if o.num_particles > 1:
         notes.append(f"particles: {'batched' if plan.vectorized else 'looped: ' + plan.reason}")
-    notes += _not_a_bound(terms, plan, o, weighted)
+    notes += _not_a_bound(terms, plan, o)
     if terms.penalties:
         names = ", ".join(t.name for t in terms.penalties)
         notes.append(f"penalties, in the loss but in no bound: {names}")
@@ -49,16 +48,17 @@ def explain(terms: Terms, plan: Plan, objective: Any) -> Explanation:
     return Explanation(tuple(rows), tuple(notes))
 
 
-def _not_a_bound(terms: Terms, plan: Plan, o: Any, weighted: bool) -> Iterator[str]:
+def _not_a_bound(terms: Terms, plan: Plan, o: Any) -> Iterator[str]:
     """Why the loss, or even the value of `.bound()`, is no lower bound on the evidence."""
     if plan.points:
         names = ", ".join(sorted(plan.points))
         yield f"Delta in the guide ({names}): the log joint at a point, not a bound"
-    if weighted and common_scale([t for t in terms if t.name not in plan.scope.outer]) is None:
+    inner = [t for t in terms if t.name not in plan.scope.outer]
+    if o.is_weighted and common_scale(inner) is None:
         yield "scales differ, so they stay inside the weights: not a bound"
-    if weighted and o.mean is not None:
+    if o.is_weighted and o.mean is not None:
         yield "a mean of your own: whether it is a bound is yours to know"
-    if weighted and o.alpha < 0:
+    if o.is_weighted and o.alpha < 0:
         yield (
             f"alpha < 0: an estimate, not a bound. With K draws this estimate of CUBO_"
             f"{1 - o.alpha:g}, an upper bound, is biased low; at K = 1 it is the ELBO"

@@ -15,8 +15,8 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pvi.engine.bounds import Inner, Mean, Order, Scope, Weight, fold, renyi_mean
-from pvi.engine.terms import Term, Terms
+from pvi.engine.bounds import Inner, Mean, Order, Scope, fold, renyi_mean
+from pvi.engine.terms import Term, Terms, Weight
 from pvi.engine.traces import Scale, masked
 from pvi.errors import ObjectiveError
 
@@ -204,21 +204,22 @@ class Baseline:
 
 
 def elbo_score(
-    term: Term, terms: Terms, weight: Weight, baseline: Baseline, plates: frozenset[str]
+    term: Term, costs: Iterable[Term], weight: Weight, baseline: Baseline, plates: frozenset[str]
 ) -> Tensor:
-    """Zero-valued surrogate for one site of an ELBO: signals times its log density, a scalar.
+    """Zero-valued surrogate for one site of a sum: signals times its log density, a scalar.
 
     The signal of an element of the site's plates is what the bound owes to that element, so the
     rest of the plate adds no noise.
 
     Args:
+        costs: the terms that add up to the bound, penalties among them.
         plates: those whose elements are known not to depend on each other's draws.
     """
     own = [p for p in term.plates if p.dim is not None and p.name in plates]
     scope = Scope(frozenset(p.name for p in own))
     depth = -min((p.dim for p in own if p.dim is not None), default=0)
     cost: Tensor | float = 0.0
-    for other in (*terms, *terms.penalties):
+    for other in costs:
         part = other.log_ratio(weight(other)).detach() * other.subsample_scale
         cost = cost + fold(part, other, scope, depth)
     log_q = fold(density(term), term, scope)
@@ -253,14 +254,13 @@ def control(terms: Terms, scope: Scope, factor: float) -> Tensor:
 
 def density(term: Term) -> Tensor:
     """The density that draws follow: never scaled, never masked."""
-    if term.log_q is None:
-        raise ValueError(f"site '{term.name}' has no density in the guide")
+    known = term.guide_density()
     sides = [site.q for site in term.sites if site.q is not None]
     if all(side.mask is None or side.mask is True for side in sides):
-        return term.log_q
+        return known
     parts = [side.fn.log_prob(side.value) for side in sides]
     log_q = parts[0] if len(parts) == 1 else torch.stack(parts)
-    return log_q.expand(term.log_q.shape)
+    return log_q.expand(known.shape)
 
 
 def zero(x: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 `ELBO`, `TraceMeanFieldELBO`, `BetaELBO`, `IWAE` and `RenyiELBO` are constructors of `Objective`.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -38,9 +39,9 @@ from pvi.engine.refusals import (
 )
 from pvi.engine.sampling import Draw, Sampler
 from pvi.engine.schedules import Schedule
-from pvi.engine.terms import Terms, concatenate
+from pvi.engine.terms import Terms, Weight, concatenate
 from pvi.engine.traces import Program, run
-from pvi.engine.weighting import Beta, Rule, at, schedules_in, site_weights
+from pvi.engine.weighting import Beta, Rule, at, check_beta, schedules_in, site_weights
 from pvi.errors import ObjectiveError
 
 
@@ -62,13 +63,14 @@ class Evaluation:
 
     def record(self) -> dict[str, float]:
         """Bound, loss, log likelihood, KL of each latent (`kl/name`), penalty and parts, nats."""
-        values = {"bound": self.bound, "loss": self.loss}
-        values["log_likelihood"] = self.terms.log_likelihood().mean()
-        values |= {f"kl/{name}": kl for name, kl in self.terms.kl().items()}
-        if self.terms.penalties:
-            values["penalty"] = self.terms.penalty().mean()
-        values |= self.parts
-        stacked = torch.stack([v.detach().to(self.loss) for v in values.values()])
+        with torch.no_grad():
+            values = {"bound": self.bound, "loss": self.loss}
+            values["log_likelihood"] = self.terms.log_likelihood().mean()
+            values |= {f"kl/{name}": kl for name, kl in self.terms.kl().items()}
+            if self.terms.penalties:
+                values["penalty"] = self.terms.penalty().mean()
+            values |= self.parts
+            stacked = torch.stack([v.to(self.loss) for v in values.values()])
         return dict(zip(values, stacked.tolist(), strict=True))  # one transfer from the device
 
 
@@ -151,24 +153,27 @@ class Objective(PyroELBO):
         draws = [sampler.draw() for _ in range(self.num_outer)]
         weight = self._weight(draws[0].terms)
         check_deltas(self, draws[0].terms, plan)
-        parts = [self._parts(draw, plan, weight) for draw in draws]
+        parts = [self._trained(draw, plan, weight) for draw in draws]
         values = torch.stack([part.value for part in parts])
         terms = draws[0].terms if len(draws) == 1 else concatenate([d.terms for d in draws])
-        recorded = {} if self.weighting is None else self.weighting.parts(terms)
+        recorded = _mean(part.recorded for part in parts)
         loss = -values.mean()
         if torch.is_grad_enabled() and self._rule is not None:
             losses = self._losses(draws, parts, plan, programs)
             loss = loss.detach() + sum(zero(x) for x in losses.values())
             recorded = recorded | losses
-            if getattr(self.gradient, "detach_draws", False) and terms.penalties:
+            if self._detaches and terms.penalties:
                 loss = loss - self._penalty_score(draws, plan, weight, (model, guide))
         elif torch.is_grad_enabled():
             loss = loss - self._score(draws, parts, plan, weight, (model, guide))
         if terms.penalties:
             check_penalties(self, terms)
             loss = loss + terms.penalty().mean()
-        bound = values if self.is_plain else torch.stack([self._plain(d, plan) for d in draws])
-        return Evaluation(loss, bound.detach().mean(), terms, recorded)
+        if not self.is_plain:
+            with torch.no_grad():
+                parts = [self._parts(draw.terms, plan, lambda term: 1.0) for draw in draws]
+            values = torch.stack([part.value for part in parts])
+        return Evaluation(loss, values.detach().mean(), terms, recorded)
 
     def at(self, step: int | None = None, epoch: float | None = None) -> "Objective":
         """The objective after so many steps and epochs: schedules replaced by their values.
@@ -183,9 +188,10 @@ class Objective(PyroELBO):
             if schedule.length and {"step": step, "epoch": epoch}[schedule.unit] is None:
                 raise ObjectiveError(f"the schedule '{schedule}' needs at({schedule.unit}=...)")
         time = (step or 0, epoch or 0.0)
-        beta, weighting = at(self.beta, *time), at(self.weighting, *time)
-        now = replace(self, beta=beta, weighting=weighting)
-        object.__setattr__(now, "_cache", self._cache)  # plans and baselines go on
+        now = copy(self)  # not checked again; plans and baselines are shared
+        for name in ("beta", "weighting"):
+            object.__setattr__(now, name, at(getattr(self, name), *time))
+        check_beta(now.beta)
         return now
 
     def schedules(self) -> Iterator[Schedule]:
@@ -220,6 +226,11 @@ class Objective(PyroELBO):
         weights = self.beta.values() if isinstance(self.beta, Mapping) else [self.beta]
         return self.weighting is None and all(weight == 1.0 for weight in weights)
 
+    @property
+    def is_weighted(self) -> bool:
+        """Whether draws are weighted against each other."""
+        return self.num_particles > 1 and (self.alpha != 1.0 or self.mean is not None)
+
     # Inside.
 
     @property
@@ -231,10 +242,14 @@ class Objective(PyroELBO):
         return self.gradient if callable(self.gradient) else None
 
     @property
+    def _detaches(self) -> bool:
+        """Whether a gradient of the user's own wants draws cut from their parameters."""
+        return getattr(self._rule, "detach_draws", False)
+
+    @property
     def _nested(self) -> bool:
         """Whether log weights are formed: a mean of the log weights does not need them."""
-        one = self.num_particles == 1 and self.mean is None
-        return self._rule is not None or (self._order != 1.0 and not one)
+        return self._rule is not None or self.mean is not None or self.is_weighted
 
     def _plan(self, model: Program, guide: Program, args: tuple, kwargs: Mapping) -> Plan:
         """The plan of this pair, made once and kept; for one particle from a single look."""
@@ -269,58 +284,57 @@ class Objective(PyroELBO):
             nested=self._nested,
             exact=self.kl == "exact",
             gradient=gradient,
-            detached=gradient == "score" or getattr(self.gradient, "detach_draws", False),
+            detached=gradient == "score" or self._detaches,
         )
 
-    def _parts(self, draw: Draw, plan: Plan, weight: bounds.Weight) -> bounds.Parts:
-        """The bound's value, with the pathwise gradient of `path` arranged for."""
+    def _trained(self, draw: Draw, plan: Plan, weight: Weight) -> bounds.Parts:
+        """The bound to train on: with a rule for its KLs, or the gradient of `path`."""
         if self.weighting is not None:
-            covered = {term.name for term in self.weighting.covers(draw.terms)}
-            check_covered(self.weighting, draw.terms, covered, weight)
-            rest = bounds.elbo(draw.terms, lambda t: 0.0 if t.name in covered else weight(t))
-            return bounds.Parts(rest - self.weighting.cost(draw.terms), None)
-        if not self._nested:
-            return bounds.Parts(bounds.elbo(draw.terms, weight), None)
-        outer, inner = bounds.split(draw.terms, weight, plan.scope)
-        if inner is None:
-            return bounds.Parts(outer, None, outer)
-        value = outer + inner.value(self._order)
-        if draw.taps:
-            beta = self.beta if isinstance(self.beta, float | int) else 1.0
-            draw.set_ratio(path_ratio(inner.log_w, self._order, beta), inner.scaled)
-            if draw.control is not None:
-                value = value - control(draw.control, plan.scope, inner.size * beta)
-        return bounds.Parts(value, inner, outer)
+            found = self.weighting.covers(draw.terms)
+            check_covered(self.weighting, found, weight)
+            covered = {term.name for term in found}
+            rest = draw.terms.log_weights(lambda t: 0.0 if t.name in covered else weight(t))
+            cost, recorded = self.weighting.cost(found)
+            return bounds.Parts(rest.mean() - cost, recorded=recorded)
+        parts = self._parts(draw.terms, plan, weight)
+        inner = parts.inner
+        if inner is None or not draw.taps:
+            return parts
+        beta = self.beta if isinstance(self.beta, float | int) else 1.0
+        draw.set_ratio(path_ratio(inner.log_w, self._order, beta), inner.scaled)
+        if draw.control is None:
+            return parts
+        correction = control(draw.control, plan.scope, inner.size * beta)
+        return replace(parts, value=parts.value - correction)
 
-    def _plain(self, draw: Draw, plan: Plan) -> Tensor:
-        """The bound's value with every KL weight 1."""
+    def _parts(self, terms: Terms, plan: Plan, weight: Weight) -> bounds.Parts:
+        """The bound with any weights of the KLs."""
         if not self._nested:
-            return bounds.elbo(draw.terms, lambda term: 1.0)
-        outer, inner = bounds.split(draw.terms, lambda term: 1.0, plan.scope)
-        return outer if inner is None else outer + inner.value(self._order)
+            return bounds.Parts(terms.log_weights(weight).mean())
+        outer, inner = bounds.split(terms, weight, plan.scope)
+        value = outer if inner is None else outer + inner.value(self._order)
+        return bounds.Parts(value, inner, outer)
 
     def _losses(
         self, draws: list[Draw], parts: list[bounds.Parts], plan: Plan, programs: tuple
     ) -> dict[str, Tensor]:
         """The losses of a gradient of the user's own, each averaged over the outer draws."""
-        totals: dict[str, Tensor] = {}
+        found = []
         for draw, part in zip(draws, parts, strict=True):
             if part.inner is None or self._rule is None:
                 raise ObjectiveError("a gradient of your own needs a latent that is weighted")
-            if not getattr(self._rule, "detach_draws", False):
+            if not self._detaches:
                 check_own(needs_score(draw.terms))
             given = weighted(draw.terms, part.inner, part.outer, plan.scope, programs)
-            losses = named_losses(self._rule(given))
-            for name, loss in losses.items():
-                totals[name] = totals.get(name, torch.zeros(())) + loss / len(draws)
-        return totals
+            found.append(named_losses(self._rule(given)))
+        return _mean(found)
 
     def _score(
         self,
         draws: list[Draw],
         parts: list[bounds.Parts],
         plan: Plan,
-        weight: bounds.Weight,
+        weight: Weight,
         key: Any,
     ) -> Tensor:
         """The score part of the gradient as a term of value 0; its mean over the outer draws."""
@@ -329,36 +343,44 @@ class Objective(PyroELBO):
         check_score(self, sites)
         check_drawn(draws[0].guide_trace, sites)
         total = torch.zeros(())
+        if not sites:
+            return total
         baseline = self._kept((key, "baseline"), Baseline)
+        shared = (weight, baseline, plan.scope.plates)
         gains = [p.value - d.terms.penalty().mean() for p, d in zip(parts, draws, strict=True)]
         for i, (draw, part) in enumerate(zip(draws, parts, strict=True)):
-            terms = draw.terms
+            terms, penalties = draw.terms, draw.terms.penalties
             for site in (terms[name] for name in sites):
                 if not self._nested:
-                    total = total + elbo_score(site, terms, weight, baseline, plan.scope.plates)
-                    continue
-                if part.inner is not None and site.name not in plan.scope.outer:
-                    total = total + inner_score(site, part.inner, plan.scope, self._order)
-                    if terms.penalties:
-                        only = Terms((), terms.penalties)
-                        total = total + elbo_score(site, only, weight, baseline, plan.scope.plates)
-                else:
+                    total = total + elbo_score(site, (*terms, *penalties), *shared)
+                elif part.inner is None or site.name in plan.scope.outer:
                     others = [gain for j, gain in enumerate(gains) if j != i]
                     total = total + outer_score(site, gains[i], others, baseline)
+                else:
+                    total = total + inner_score(site, part.inner, plan.scope, self._order)
+                    if penalties:
+                        total = total + elbo_score(site, penalties, *shared)
         return total / len(draws)
 
-    def _penalty_score(
-        self, draws: list[Draw], plan: Plan, weight: bounds.Weight, key: Any
-    ) -> Tensor:
+    def _penalty_score(self, draws: list[Draw], plan: Plan, weight: Weight, key: Any) -> Tensor:
         """The score part of the penalties' gradient where a gradient of one's own detaches."""
-        baseline, total = self._kept((key, "baseline"), Baseline), torch.zeros(())
+        total = torch.zeros(())
+        shared = (weight, self._kept((key, "baseline"), Baseline), plan.scope.plates)
         for terms in (draw.terms for draw in draws):
-            only = Terms((), terms.penalties)
             for site in needs_score(terms, everywhere=True):
                 if site.name not in plan.points | plan.scope.outer:
-                    total = total + elbo_score(site, only, weight, baseline, plan.scope.plates)
+                    total = total + elbo_score(site, terms.penalties, *shared)
         return total / len(draws)
 
-    def _weight(self, terms: Terms) -> bounds.Weight:
+    def _weight(self, terms: Terms) -> Weight:
         weights = site_weights(self.beta, terms)
         return lambda term: weights.get(term.name, 1.0)
+
+
+def _mean(records: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Entry by entry; one that a record lacks counts as 0 there."""
+    records = list(records)
+    means: dict[str, Tensor] = {}
+    for name, x in (entry for record in records for entry in record.items()):
+        means[name] = means.get(name, torch.zeros(())) + x / len(records)
+    return means

@@ -117,6 +117,19 @@ class Params:
                 x.data = value
 
 
+def check_trained(new: set[str], instead: str) -> None:
+    """Refuse parameters that were only created now: they hold their starting values.
+
+    Args:
+        instead: what to do.
+    """
+    new = {name for name in new if "$$$" not in name}  # a registered network has its own values
+    if new:
+        raise GuideError(
+            f"parameter '{min(new)}' has no trained value: it was created only now. {instead}"
+        )
+
+
 def _modules_of(programs: tuple) -> list[nn.Module]:
     """The programs that are modules, and the modules whose methods they are."""
     owners = [p if isinstance(p, nn.Module) else getattr(p, "__self__", None) for p in programs]

@@ -56,6 +56,10 @@ class Plan:
     points: frozenset[str] = frozenset()
     moving: frozenset[str] = frozenset()
 
+    def depth(self, num: int) -> int | None:
+        """Plate dimensions under the particle plate of a run of `num`; `None` if it has none."""
+        return self.nesting if num > 1 else None
+
 
 def make_plan(
     model: Program,

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pvi.engine.gradients import check_reparameterized, derivatives
 from pvi.engine.plan import Plan
-from pvi.engine.terms import Terms
-from pvi.engine.weighting import check_numbers
+from pvi.engine.terms import Term, Terms, Weight
+from pvi.engine.weighting import check_beta
 from pvi.errors import ObjectiveError
 
 RESERVED = {"bound", "loss", "log_likelihood", "penalty", "lr", "grad_norm"}
@@ -35,9 +35,7 @@ def check_options(objective: Any) -> None:
     _check_choice("bound", o.bound_scope, ("auto", "per_datum", "joint"))
     if not math.isfinite(o.alpha):
         raise ObjectiveError(f"alpha must be a finite number, got {o.alpha!r}")
-    weights = o.beta if isinstance(o.beta, Mapping) else {"": o.beta}
-    for name, weight in weights.items():
-        check_numbers(**{f"beta['{name}']" if name else "beta": weight})
+    check_beta(o.beta)
     _check_mean(o)
     _check_exact(o)
     _check_path(o)
@@ -153,8 +151,6 @@ def check_deltas(objective: Any, terms: Terms, plan: Plan) -> None:
                 "gradient='reparam', or a TransformedDistribution at the site."
             )
     weighted = set(objective.beta) if isinstance(objective.beta, Mapping) else set()
-    if objective.weighting is not None:
-        weighted |= {term.name for term in objective.weighting.covers(terms)}
     for term in terms:
         if term.point and term.name in weighted - plan.points:
             raise ObjectiveError(
@@ -164,10 +160,10 @@ def check_deltas(objective: Any, terms: Terms, plan: Plan) -> None:
             )
 
 
-def check_covered(rule: Any, terms: Terms, covered: set[str], weight: Any) -> None:
+def check_covered(rule: Any, found: list[Term], weight: Weight) -> None:
     """Refuse a beta for sites whose KL a rule replaces."""
-    for term in terms:
-        if term.name in covered and weight(term) != 1.0:
+    for term in found:
+        if weight(term) != 1.0:
             raise ObjectiveError(
                 f"site '{term.name}' has beta = {weight(term):g}, but {type(rule).__name__} takes "
                 "the place of its weighted KL. Give the rule a schedule, or name other sites."
@@ -203,8 +199,7 @@ def named_losses(losses: Any) -> dict[str, Tensor]:
 
 def check_penalties(objective: Any, terms: Any) -> None:
     """Refuse `path` where it would rescale the gradients of penalties too."""
-    weighted = objective.num_particles > 1 and (objective.alpha != 1.0 or objective.mean)
-    if objective.gradient == "path" and weighted:
+    if objective.gradient == "path" and objective.is_weighted:
         raise ObjectiveError(
             f"gradient='path' multiplies the gradient of each draw by its weight, and that of "
             f"pvi.penalty '{terms.penalties[0].name}' with it. Use gradient='reparam'."

@@ -50,13 +50,9 @@ class Draw:
 
     def set_ratio(self, ratio: Tensor, scaled: bool) -> None:
         """Hand each tap its draws' factor `(K, *plates)`."""
-        for tap in self.taps:
+        for k, tap in enumerate(self.taps):
             tap.scaled = scaled
-        if len(self.taps) == 1:
-            self.taps[0].ratio = ratio
-        for tap, one in zip(self.taps, ratio, strict=False):
-            if len(self.taps) > 1:
-                tap.ratio = one
+            tap.ratio = ratio if tap.batched else ratio[k]
 
 
 @dataclass(frozen=True)
@@ -120,9 +116,15 @@ class Sampler:
     def _terms(
         self, guide_trace: Any, model_trace: Any, num: int, sites: list[Site] | None = None
     ) -> Terms:
-        nesting = self.plan.nesting if num > 1 else None
-        options = {"exact": self.exact, "sites": sites, "enumeration": self.plan.enumeration}
-        return terms_of(guide_trace, model_trace, num, nesting, **options)
+        return terms_of(
+            guide_trace,
+            model_trace,
+            num,
+            self.plan.depth(num),
+            exact=self.exact,
+            sites=sites,
+            enumeration=self.plan.enumeration,
+        )
 
     def _run_path(self, num: int, given: Any) -> Draw:
         """A run whose log q is evaluated with the guide's parameters held fixed.
@@ -162,8 +164,8 @@ class Sampler:
         sites = [replace(s, q=by_name[s.name].q) if s.name in outer else s for s in sites]
         control = [replace(s, p=None, observed=False) for s in through if s.name in inner]
         terms = self._terms(guide_trace, model_trace, num, sites)
-        nesting = self.plan.nesting if num > 1 else None
-        return Draw(terms, guide_trace, [tap], make_terms(control, {}, num, nesting))
+        through_only = make_terms(control, {}, num, self.plan.depth(num))
+        return Draw(terms, guide_trace, [tap], through_only)
 
 
 def _tapped(tap: Tap, node: Any) -> Tensor:

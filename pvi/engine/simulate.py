@@ -53,18 +53,19 @@ def simulate(model: Program, args: tuple, kwargs: Mapping[str, Any]) -> Simulate
     pairs = {name: (node["value"], new[name]) for name, node in old.items()}
     found: set[str] = set()
 
-    def swap(value: Any) -> Any:
+    def swap(value: Any, pairs: Mapping[str, Any], exactly: bool) -> Any:
         if isinstance(value, Tensor):
             return _refilled(value, pairs, found, exactly)
         if isinstance(value, tuple | list):
-            return type(value)(swap(v) for v in value)
-        return {k: swap(v) for k, v in value.items()} if isinstance(value, dict) else value
+            return type(value)(swap(v, pairs, exactly) for v in value)
+        if isinstance(value, dict):
+            return {k: swap(v, pairs, exactly) for k, v in value.items()}
+        return value
 
-    exactly = True
-    new_args, new_kwargs = swap(tuple(args)), swap(dict(kwargs))
-    pairs = {name: pair for name, pair in pairs.items() if name not in found}
-    exactly = False  # copies, but only of what was not found itself: columns may be equal by chance
-    new_args, new_kwargs = swap(new_args), swap(new_kwargs)
+    arguments = swap((tuple(args), dict(kwargs)), pairs, True)
+    # copies, but only of what was not found itself: columns may be equal by chance
+    rest = {name: pair for name, pair in pairs.items() if name not in found}
+    new_args, new_kwargs = swap(arguments, rest, False)
     hidden = tuple(name for name in old if name not in found)
     model = conditioned(model, {name: new[name] for name in hidden})
     return Simulated(trace, new_args, new_kwargs, model, hidden)

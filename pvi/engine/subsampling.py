@@ -73,8 +73,8 @@ class Minibatch(Messenger):
 
     def _pyro_post_param(self, msg: dict) -> None:
         """Read the batch's rows, outermost first: before the plate checks the shape."""
-        event_dim = msg["kwargs"].get("event_dim")
-        if event_dim is None:
+        event_dim, indices = msg["kwargs"].get("event_dim"), self.indices
+        if event_dim is None or indices is None:
             return
         for frame in msg["cond_indep_stack"]:
             if frame.dim is None or not self._active(frame.name) or self._declared(frame.name):
@@ -82,7 +82,7 @@ class Minibatch(Messenger):
             value, dim = msg["value"], frame.dim - event_dim
             rows = value.shape[dim] if value.dim() >= -dim else 1
             if rows == self.size != frame.size:
-                msg["value"] = _rows(value, dim, self.indices)
+                msg["value"] = _rows(value, dim, indices)
 
     def _declared(self, name: str) -> bool:
         """Whether the running program declared the plate with the full size: it indexes by
@@ -94,9 +94,9 @@ class Minibatch(Messenger):
         )
 
 
-def _rows(value: Tensor, dim: int, indices: Tensor | None) -> Tensor:
+def _rows(value: Tensor, dim: int, indices: Tensor) -> Tensor:
     """Rows of a constrained parameter that still knows its unconstrained leaf, as Pyro expects."""
-    selected = value.index_select(dim, indices)  # type: ignore[arg-type]
+    selected = value.index_select(dim, indices)
     if hasattr(value, "unconstrained"):
         selected.unconstrained = value.unconstrained  # type: ignore[attr-defined]
     return selected

@@ -17,6 +17,7 @@ from pvi.engine.traces import PARTICLES, Density, Plate, Scale, Site, is_delta, 
 from pvi.errors import ModelError
 
 Kind = Literal["likelihood", "latent", "auxiliary", "analytic", "penalty"]
+Weight = Callable[["Term"], float | Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,17 @@ class Term:
     reparameterized: bool
     point: bool = False
     sites: tuple[Site, ...] = ()
+
+    @property
+    def tensor(self) -> Tensor:
+        """One of its tensors, the KL first; they have one shape."""
+        return next(x for x in (self.kl, self.log_q, self.log_p) if x is not None)
+
+    def guide_density(self) -> Tensor:
+        """`log_q` of a site that the guide has."""
+        if self.log_q is None:
+            raise ValueError(f"site '{self.name}' has no density in the guide")
+        return self.log_q
 
     def log_ratio(self, weight: float | Tensor = 1.0, *, scaled: bool = True) -> Tensor:
         """Its addend to the log weight, `(K, *batch)`, with its KL times `weight` (beta).
@@ -92,32 +104,34 @@ class Terms:
 
     @property
     def num_particles(self) -> int:
-        first = self.items[0]
-        tensor = next(t for t in (first.log_p, first.log_q, first.kl) if t is not None)
-        return len(tensor)
+        return len(self.items[0].tensor)
 
     def log_likelihood(self) -> Tensor:
         """Sum of the observed sites' log densities, `(K,)`, nats."""
-        return self._sum("likelihood")
+        return self._total([t.per_particle() for t in self if t.kind == "likelihood"])
 
     def kl(self) -> dict[str, Tensor]:
         """Each latent site's KL (exact or sampled), averaged over particles; nats, unweighted."""
         return {t.name: -t.per_particle().mean() for t in self if t.kind != "likelihood"}
 
-    def log_weights(self) -> Tensor:
-        """Joint log weights $\\log p(x, z) - \\log q(z)$, `(K,)`, nats."""
-        total = self.items[0].per_particle()
+    def log_weights(self, weight: Weight = lambda term: 1.0) -> Tensor:
+        """Joint log weights $\\log p(x, z) - \\log q(z)$, `(K,)`, nats.
+
+        Args:
+            weight: what each term's KL is multiplied by; with it, their mean is that of an ELBO.
+        """
+        if not self.items:
+            raise ModelError("the model has no sample site and no pvi.kl, so there is no bound")
+        total = self.items[0].per_particle(weight(self.items[0]))
         for term in self.items[1:]:
-            total = total + term.per_particle()
+            total = total + term.per_particle(weight(term))
         return total
 
     def penalty(self) -> Tensor:
         """Sum of the `pvi.penalty` values, `(K,)`; it is minimised."""
-        parts = [-t.per_particle() for t in self.penalties]
-        return torch.stack(parts).sum(0) if parts else torch.zeros(self.num_particles)
+        return self._total([-t.per_particle() for t in self.penalties])
 
-    def _sum(self, kind: Kind) -> Tensor:
-        parts = [t.per_particle() for t in self if t.kind == kind]
+    def _total(self, parts: list[Tensor]) -> Tensor:
         return torch.stack(parts).sum(0) if parts else torch.zeros(self.num_particles)
 
 

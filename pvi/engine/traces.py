@@ -167,16 +167,19 @@ def is_subsample(node: Mapping) -> bool:
 
 def is_delta(fn: Any) -> bool:
     """Whether a distribution is a point mass, whatever wraps it."""
+    return type(_unwrapped(fn)).__name__ == "Delta"
+
+
+def requires_grad(fn: Any) -> bool:
+    """Whether a Delta's place or density carries a gradient."""
+    delta = _unwrapped(fn)
+    return any(isinstance(x, Tensor) and x.requires_grad for x in (delta.v, delta.log_density))
+
+
+def _unwrapped(fn: Any) -> Any:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
-    return type(fn).__name__ == "Delta"
-
-
-def requires_grad(delta: Any) -> bool:
-    """Whether a Delta's place or density carries a gradient."""
-    while hasattr(delta, "base_dist"):
-        delta = delta.base_dist
-    return any(isinstance(x, Tensor) and x.requires_grad for x in (delta.v, delta.log_density))
+    return fn
 
 
 def flat_events(fn: Any) -> Any:

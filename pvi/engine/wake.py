@@ -1,14 +1,14 @@
 """Reweighted wake-sleep as a gradient: two or three phases, each with its own loss."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pvi.engine.custom import WeightedDraws
-from pvi.engine.simulate import simulate
+from pvi.engine.simulate import Simulated, simulate
 from pvi.engine.traces import density, is_delta, run, sample_nodes, total_log_prob
 from pvi.errors import ObjectiveError
 
@@ -32,6 +32,7 @@ class Wake:
 
     insomnia: float = 1.0
     detach_draws = True
+    _checked: list = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.insomnia <= 1:
@@ -44,15 +45,24 @@ class Wake:
         if self.insomnia > 0:
             losses["wake_guide"] = -self.insomnia * draws.size * (v * draws.log_q).sum()
         if self.insomnia < 1:
-            losses["sleep_guide"] = (1 - self.insomnia) * sleep(draws)
+            losses["sleep_guide"] = (1 - self.insomnia) * self._sleep(draws)
         return losses
+
+    def _sleep(self, draws: WeightedDraws) -> Tensor:
+        """-log q(z | x) of one simulated data set and its latents, nats."""
+        simulated = _simulated(draws)
+        nodes = sample_nodes(run(draws.guide, simulated.args, simulated.kwargs, simulated.trace))
+        if (draws.model, draws.guide) not in self._checked:
+            _check_encoder(draws, simulated.trace, nodes)
+            self._checked[:] = [(draws.model, draws.guide)]
+        return -total_log_prob(nodes)
 
     def __str__(self) -> str:
         return "wake" if self.insomnia == 1 else f"wake, {1 - self.insomnia:g} sleep"
 
 
-def sleep(draws: WeightedDraws) -> Tensor:
-    """-log q(z | x) of one simulated data set and its latents, nats."""
+def _simulated(draws: WeightedDraws) -> Simulated:
+    """A data set from the model, in the place of the arguments."""
     with torch.no_grad():
         simulated = simulate(draws.model, draws.args, draws.kwargs)
     if simulated.hidden:
@@ -60,9 +70,7 @@ def sleep(draws: WeightedDraws) -> Tensor:
             f"the sleep phase shows the guide simulated data, but the observation of site "
             f"'{simulated.hidden[0]}' is no argument. Pass it as one, or use insomnia=1."
         )
-    nodes = sample_nodes(run(draws.guide, simulated.args, simulated.kwargs, simulated.trace))
-    _check_encoder(draws, simulated.trace, nodes)
-    return -total_log_prob(nodes)
+    return simulated
 
 
 def _check_encoder(draws: WeightedDraws, trace: Any, nodes: Mapping) -> None:

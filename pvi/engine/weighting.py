@@ -7,7 +7,7 @@ unbiased estimate of that of all data. Rules belong to the ELBO, and never enter
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -16,11 +16,12 @@ from torch.distributions import kl_divergence
 
 from pvi.engine.schedules import Schedule
 from pvi.engine.terms import Term, Terms, coefficient
-from pvi.engine.traces import Site, flat_events
+from pvi.engine.traces import Density, Site, flat_events
 from pvi.errors import ObjectiveError
 
 Number = float | Schedule
 Beta = Number | Mapping[str, Number]
+Cost = tuple[Tensor, dict[str, Tensor]]  # a scalar, nats, and what there is to record, by name
 
 
 class Rule(Protocol):
@@ -33,12 +34,8 @@ class Rule(Protocol):
         """The terms whose KL the rule replaces."""
         ...
 
-    def cost(self, terms: Terms) -> Tensor:
-        """What is subtracted from the bound in their place: a scalar, nats."""
-        ...
-
-    def parts(self, terms: Terms) -> dict[str, Tensor]:
-        """What there is to record, by name."""
+    def cost(self, found: list[Term]) -> Cost:
+        """What is subtracted from the bound in the place of the terms covered."""
         ...
 
 
@@ -82,18 +79,14 @@ class FreeBits:
                 )
         return found
 
-    def cost(self, terms: Terms) -> Tensor:
-        return torch.stack([self._site(term) for term in self.covers(terms)]).sum()
-
-    def parts(self, terms: Terms) -> dict[str, Tensor]:
-        return {}
+    def cost(self, found: list[Term]) -> Cost:
+        return torch.stack([self._site(term) for term in found]).sum(), {}
 
     def _site(self, term: Term) -> Tensor:
-        weight = _elements(term)
-        kl = term.kl.unsqueeze(-1) if self.per == "site" else self._by_group(term)  # type: ignore
+        kl = term.tensor.unsqueeze(-1) if self.per == "site" else self._by_group(term)
         kl = kl.reshape(len(kl), -1, kl.shape[-1])
         total = kl.sum(1).mean(0)  # over plates, then particles: (groups,)
-        floor = float(self.nats) * weight  # type: ignore[arg-type]
+        floor = _float(self.nats) * _elements(term)
         return term.subsample_scale * torch.maximum(total, floor.expand_as(total)).sum()
 
     def _by_group(self, term: Term) -> Tensor:
@@ -141,15 +134,11 @@ class Capacity:
                 )
         return found
 
-    def cost(self, terms: Terms) -> Tensor:
-        found = self.covers(terms)
+    def cost(self, found: list[Term]) -> Cost:
         scale = found[0].subsample_scale
         kl = torch.stack([-t.per_particle() for t in found]).sum(0).mean()
         number = scale * torch.stack([_elements(t) for t in found]).max()
-        return float(self.gamma) * (kl - float(self.nats) * number).abs()  # type: ignore[arg-type]
-
-    def parts(self, terms: Terms) -> dict[str, Tensor]:
-        return {}
+        return _float(self.gamma) * (kl - _float(self.nats) * number).abs(), {}
 
 
 @dataclass(frozen=True)
@@ -196,25 +185,23 @@ class BetaTC:
             )
         return found
 
-    def cost(self, terms: Terms) -> Tensor:
-        weights = (self.mutual_information, self.beta, self.dimension_wise)
-        parts = self.parts(terms).values()
-        return torch.stack([float(w) * x for w, x in zip(weights, parts, strict=True)]).sum()  # type: ignore
-
-    def parts(self, terms: Terms) -> dict[str, Tensor]:
-        """Mutual information, total correlation and dimension-wise KL of all data, nats."""
-        (term,) = self.covers(terms)
+    def cost(self, found: list[Term]) -> Cost:
+        """The weighted sum of the parts, and each of them, of all data."""
+        (term,) = found
         _check_decomposable(term)
         joint, by_dimension, prior = (
             term.subsample_scale * x.mean()
             for x in by_run(term, _aggregate, batch=False).unbind(-1)
         )
         log_q = term.log_q_per_particle().mean()
-        return {
+        parts = {
             "mutual_information": log_q - joint,
             "total_correlation": joint - by_dimension,
             "dimension_wise_kl": by_dimension - prior,
         }
+        weights = (self.mutual_information, self.beta, self.dimension_wise)
+        weighted = [_float(w) * x for w, x in zip(weights, parts.values(), strict=True)]
+        return torch.stack(weighted).sum(), parts
 
 
 def site_weights(beta: Beta, terms: Terms) -> dict[str, float]:
@@ -249,8 +236,8 @@ def schedules_in(value: Any) -> Iterator[Schedule]:
         yield value
     elif isinstance(value, Mapping):
         yield from (v for v in value.values() if isinstance(v, Schedule))
-    elif value is not None and not isinstance(value, float | int):
-        yield from schedules_in({f.name: getattr(value, f.name) for f in fields(value)})
+    elif is_dataclass(value):
+        yield from schedules_in(vars(value))
 
 
 def at(value: Any, step: int, epoch: float) -> Any:
@@ -259,10 +246,17 @@ def at(value: Any, step: int, epoch: float) -> Any:
         return value.at(step, epoch)
     if isinstance(value, Mapping):
         return {key: at(v, step, epoch) for key, v in value.items()}
-    if any(schedules_in(value)):
-        now = {f.name: at(getattr(value, f.name), step, epoch) for f in fields(value)}
-        return replace(value, **now)
+    if is_dataclass(value) and not isinstance(value, type):
+        found = {name: x for name, x in vars(value).items() if isinstance(x, Schedule)}
+        return replace(value, **at(found, step, epoch))
     return value
+
+
+def check_beta(beta: Beta) -> None:
+    """Refuse weights that are none."""
+    weights = beta if isinstance(beta, Mapping) else {"": beta}
+    for name, weight in weights.items():
+        check_numbers(**{f"beta['{name}']" if name else "beta": weight})
 
 
 def check_numbers(**numbers: Any) -> None:
@@ -278,13 +272,9 @@ def check_numbers(**numbers: Any) -> None:
 def by_run(term: Term, function: Callable[[Site], Tensor], batch: bool = True) -> Tensor:
     """`function` of each run's site, particles first: `(K, *batch, D)` or, summed, `(K, D)`."""
     parts = [function(site) for site in term.sites]
-    shape = _tensor(term).shape if batch else _tensor(term).shape[:1]
+    shape = term.tensor.shape if batch else term.tensor.shape[:1]
     own = (shape[0] // len(parts), *shape[1:])  # particles of one run
     return torch.cat([x.expand(*own, x.shape[-1]) for x in parts])
-
-
-def _tensor(term: Term) -> Tensor:
-    return next(x for x in (term.kl, term.log_q, term.log_p) if x is not None)
 
 
 def _named(terms: Terms, names: Sequence[str] | None, what: str) -> list[Term]:
@@ -308,24 +298,26 @@ def _named(terms: Terms, names: Sequence[str] | None, what: str) -> list[Term]:
 
 def _elements(term: Term) -> Tensor:
     """The number of elements of a site's plates, scaled and masked as the site is; a scalar."""
-    p, q = term.sites[0].p, term.sites[0].q
-    if p is None or q is None:
-        raise ObjectiveError(f"site '{term.name}' has no prior, so it has no KL")
-    ours, theirs = coefficient(p), coefficient(q)
+    ours, theirs = map(coefficient, _sides(term.sites[0]))
     if not torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs)):
         raise ObjectiveError(
             f"site '{term.name}' is scaled or masked differently in model and guide, so its mean "
             "KL over the batch is not defined. Use the same poutine.scale and mask in both."
         )
-    counted = (_tensor(term).new_ones(()) * ours).expand(_tensor(term).shape)
+    counted = (term.tensor.new_ones(()) * ours).expand(term.tensor.shape)
     return counted.reshape(len(counted), -1).sum(1).mean(0)
+
+
+def _sides(site: Site) -> tuple[Density, Density]:
+    """What model and guide say of a latent site."""
+    if site.p is None or site.q is None:
+        raise ObjectiveError(f"site '{site.name}' has no prior, so it has no KL")
+    return site.p, site.q
 
 
 def _kl_by_dimension(site: Site) -> Tensor:
     """Scaled KL of each scalar of an event: `(*batch, D)`."""
-    p, q = site.p, site.q
-    if p is None or q is None:
-        raise ObjectiveError(f"site '{site.name}' has no prior, so it has no KL")
+    p, q = _sides(site)
     kl = kl_divergence(_factors(site.name, q.fn), _factors(site.name, p.fn))
     kl = kl.expand(q.fn.batch_shape + q.fn.event_shape)
     kl = kl.reshape(*q.fn.batch_shape, -1)
@@ -352,9 +344,8 @@ def _check_decomposable(term: Term) -> None:
             f"beta-TC needs site '{term.name}' in one plate, that of the data, with at least two "
             f"rows; it is in {[f'{p.name} ({p.size})' for p in term.plates] or 'none'}."
         )
-    for side in (term.sites[0].p, term.sites[0].q):
-        scaled = side is None or isinstance(side.scale, Tensor) or side.scale != 1.0
-        if side is None or scaled or side.mask is not None:
+    for side in _sides(term.sites[0]):
+        if isinstance(side.scale, Tensor) or side.scale != 1.0 or side.mask is not None:
             raise ObjectiveError(f"beta-TC: site '{term.name}' must not be scaled or masked")
         _factors(term.name, side.fn)
 
@@ -367,17 +358,16 @@ def stratified_log_weights(size: int, batch: int) -> Tensor:
 
 def _aggregate(site: Site) -> Tensor:
     """Sums over the batch of log q(z), sum_d log q(z_d) and sum_d log p(z_d): `(K or none, 3)`."""
-    if site.q is None or site.p is None:
-        raise ObjectiveError(f"site '{site.name}' has no prior, so it has no KL")
-    (plate,) = (p for p in site.plates if p.dim is not None)
-    q, z = _factors(site.name, site.q.fn), site.q.value
-    dim = plate.dim - len(site.q.fn.event_shape)  # type: ignore[operator]
-    pairs = q.log_prob(z.movedim(dim, 0).unsqueeze(dim))  # (i, K?, j, ..., *event)
+    p, q = _sides(site)
+    ((plate, batch_dim),) = ((x, x.dim) for x in site.plates if x.dim is not None)
+    factors, z = _factors(site.name, q.fn), q.value
+    dim = batch_dim - len(q.fn.event_shape)
+    pairs = factors.log_prob(z.movedim(dim, 0).unsqueeze(dim))  # (i, K?, j, ..., *event)
     pairs = pairs.flatten(start_dim=pairs.dim() + dim + 1) if dim < -1 else pairs.unsqueeze(-1)
     weights = stratified_log_weights(plate.full_size, plate.size).to(pairs)
     weights = weights.reshape(plate.size, *[1] * (pairs.dim() - 3), plate.size, 1)
     joint = torch.logsumexp(weights[..., 0] + pairs.sum(-1), -1)  # (i, K?)
     single = torch.logsumexp(weights + pairs, -2).sum(-1)
-    prior = site.p.fn.log_prob(z)
-    prior = prior.flatten(start_dim=prior.dim() + plate.dim).sum(-1)  # type: ignore[operator]
+    prior = p.fn.log_prob(z)
+    prior = prior.flatten(start_dim=prior.dim() + batch_dim).sum(-1)
     return torch.stack([joint.sum(0), single.sum(0), prior.expand(joint.shape[1:])], -1)

@@ -18,7 +18,7 @@ from pvi.engine.gradients import leaves_of
 from pvi.engine.objective import Evaluation
 from pvi.engine.params import Params
 from pvi.engine.plan import make_plan
-from pvi.engine.traces import Program, plates_of, preserved_rng, run_hidden, sample_nodes
+from pvi.engine.traces import Program, plates_of, preserved_rng
 from pvi.errors import DataError, FitError, GuideError, ModelError, PviError
 from pvi.fit.callbacks import Callback, Step
 from pvi.fit.drift import Path, leaves_in, rise_ahead
@@ -137,7 +137,9 @@ class _Trainer:
         self.params = Params(model, guide)
         check_finite(data.named())
         with self.params.scope(), self.params.evaluation():
-            check(model, guide, *data.whole(), data.named())
+            nodes = check(model, guide, *data.whole(), data.named()).values()
+        self._numbers = sum(node["value"].numel() for node in nodes)
+        self._passes = math.ceil(max((p.scale for x in nodes for p in plates_of(x)), default=1.0))
         self.batch_size = _batch_size(batch_size, data)
         self.batched = self._minibatches(plate, self.batch_size) if self.batch_size else None
         self.objective = replace(objective or ELBO(self._particles(), kl="exact"))  # own baselines
@@ -157,27 +159,18 @@ class _Trainer:
     def steps_per_epoch(self) -> int:
         if self.data.loader is not None:
             return len(self.data.loader)
-        return self.data.size // self.batch_size if self.batch_size else self._passes()
-
-    def _passes(self) -> int:
-        """Steps in which a model that subsamples by itself sees all its data."""
-        with self.params.scope(), self.params.evaluation():
-            args, kwargs = self.data.whole()
-            guide_trace = run_hidden(self.guide, args, kwargs)
-            nodes = sample_nodes(run_hidden(self.model, args, kwargs, guide_trace)).values()
-        return math.ceil(max((p.scale for node in nodes for p in plates_of(node)), default=1.0))
+        if self.batch_size is not None:
+            return self.data.size // self.batch_size
+        return self._passes  # in which a model that subsamples by itself sees all its data
 
     def _particles(self) -> int:
         """More particles for less noise where they cost next to nothing."""
+        share = self.batch_size / (self.data.size or 1) if self.batch_size else 1.0
+        networks = map(self.params.is_network, self.params.named())
+        if share * self._numbers > SMALL or any(networks):
+            return 1
         with self.params.scope():
-            args, kwargs = self.data.whole()
-            guide_trace = run_hidden(self.guide, args, kwargs)
-            nodes = sample_nodes(run_hidden(self.model, args, kwargs, guide_trace))
-            share = (self.batch_size or 1) / (self.data.size or 1) if self.batch_size else 1.0
-            size = share * sum(node["value"].numel() for node in nodes.values())
-            if size > SMALL or any(map(self.params.is_network, self.params.named())):
-                return 1
-            plan = make_plan(self.model, self.guide, args, kwargs, "joint")
+            plan = make_plan(self.model, self.guide, *self.data.whole(), "joint")
         return PARTICLES if plan.vectorized else 1
 
     def _minibatches(self, plate: str | Sequence[str] | None, batch_size: int) -> Minibatches:

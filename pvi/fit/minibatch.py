@@ -116,13 +116,14 @@ def check_additive(model: Program, data: Data, batch_size: int, plates: frozense
         ModelError: naming the site that does not, as with `x.mean()` or `1 / len(x)` in the model.
     """
     n = _probe_size(data, batch_size)
-    _check_effects(model, data, n, plates)
     whole = _nodes(model, data, torch.arange(n), seed=1)
-    again = _nodes(model, data, torch.arange(n), given=whole, seed=2)
+    same = _trace(model, data, torch.arange(n), given=whole)
+    halves = [torch.arange(n // 2), torch.arange(n // 2, n)]
+    traces = [_trace(model, data, h, given=_rows(whole, plates, h)) for h in halves]
+    _check_effects(same.effects, traces[0].effects, plates)
+    again, *parts = map(sample_nodes, (same, *traces))
     if any(not torch.equal(_total(whole[k])[0], _total(again[k])[0]) for k in whole):
         return  # random inside (dropout): halves can't be compared
-    halves = [torch.arange(n // 2), torch.arange(n // 2, n)]
-    parts = [_nodes(model, data, h, given=_rows(whole, plates, h)) for h in halves]
     for name, node in whole.items():
         total, size = _total(node)
         sums = [_total(part[name])[0] for part in parts]
@@ -139,15 +140,17 @@ def check_additive(model: Program, data: Data, batch_size: int, plates: frozense
             )
 
 
-def _check_effects(model: Program, data: Data, n: int, plates: frozenset[str]) -> None:
-    """Refuse a `pvi.kl` or `pvi.penalty` of the rows outside their plate: it can't be scaled."""
-    whole, half = (
-        {m["name"]: m for m in _trace(model, data, torch.arange(rows)).effects}
-        for rows in (n, n // 2)
-    )
-    for name, message in whole.items():
+def _check_effects(whole: list[dict], half: list[dict], plates: frozenset[str]) -> None:
+    """Refuse a `pvi.kl` or `pvi.penalty` of the rows outside their plate: it can't be scaled.
+
+    Args:
+        whole, half: what a batch and a half of it said, at the same latents.
+    """
+    values = {message["name"]: message["value"] for message in half}
+    for message in whole:
+        name = message["name"]
         inside = any(frame.name in plates for frame in message["cond_indep_stack"])
-        if not inside and name in half and not _same(message["value"], half[name]["value"]):
+        if not inside and name in values and not _same(message["value"], values[name]):
             raise ModelError(
                 f"pvi.{message['kind']} '{name}' depends on the batch's rows but is outside of "
                 "their plate, so it can't be scaled to the whole data. Put it inside, one value "

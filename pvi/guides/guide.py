@@ -268,7 +268,7 @@ class Guide(PyroModule, metaclass=_Abstract):
         structure = {} if saved is None else unpack(saved)
         if structure.get("latents") and structure != self._structure():
             self._restore(structure)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args, **rest)
 
     def _structure(self) -> dict[str, Any]:
         """What `_build` needs to know, as plain data."""

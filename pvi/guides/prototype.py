@@ -10,6 +10,7 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from pvi.engine.checks import is_real
 from pvi.engine.traces import Plate, Program, plates_of, run_hidden, sample_nodes
 from pvi.errors import GuideError, ModelError
 from pvi.guides.init import InitLoc
@@ -45,31 +46,7 @@ class Latent:
         return self.loc.shape[self.loc.dim() - self.event_dim :]
 
     @property
-    def is_real(self) -> bool:
-        return is_real(self.support)
-
-    @cached_property
-    def transform(self) -> Any:
-        """The bijection from unconstrained space onto the support."""
-        return biject_to(self.support)
-
-    def unconstrained(self, value: Tensor) -> Tensor:
-        return value if self.is_real else self.transform.inv(value)
-
-    @property
-    def value_dim(self) -> int:
-        """Dimensions of one event in the model's own space."""
-        return self.event_dim + self.transform.codomain.event_dim - self.transform.domain.event_dim
-
-
-def is_real(support: constraints.Constraint) -> bool:
-    """Whether a support is all of R^n."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support in (constraints.real, constraints.real_vector)
-
-
-def latents(model: Program, init_loc_fn: InitLoc, args: tuple, kwargs: Mapping) -> list[Latent]:
+    def latents(model: Program, init_loc_fn: InitLoc, args: tuple, kwargs: Mapping) -> list[Latent]:
     """Run the model once from its starting point and describe the latents that it does not sum out.
 
     Raises:

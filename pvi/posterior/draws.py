@@ -125,10 +125,9 @@ class Runner:
 
     def _chunks(self, num_draws: int) -> Iterator[int]:
         """Sizes of runs, by memory; 1 where draws can't be a batch dimension."""
-        size = sum(map(_numel, self.nodes.values())) or 1
-        if self.plan.enumeration:
-            size = sum(map(_numel, sample_nodes(self._enumerated).values()))
-        chunk = max(1, CHUNK // size) if self.plan.vectorized else 1
+        enumerated = self.plan.enumeration
+        size = numbers_in(sample_nodes(self._enumerated) if enumerated else self.nodes)
+        chunk = max(1, CHUNK // max(size, 1)) if self.plan.vectorized else 1
         while num_draws > 0:
             yield min(chunk, num_draws)
             num_draws -= chunk
@@ -164,9 +163,8 @@ class Run:
     @cached_property
     def _terms(self) -> Terms:
         plan = self._runner.plan
-        nesting = plan.nesting if self._num > 1 else None
-        traces = (self._guide_trace, self._model_trace)
-        return terms_of(*traces, self._num, nesting, enumeration=plan.enumeration)
+        traces, depth = (self._guide_trace, self._model_trace), plan.depth(self._num)
+        return terms_of(*traces, self._num, depth, enumeration=plan.enumeration)
 
     def _run(self, model: Program) -> Any:
         r = self._runner
@@ -222,9 +220,10 @@ def _batch_shape(term: Term) -> torch.Size:
     return torch.Size(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
 
 
-def _numel(node: Mapping) -> int:
-    """How many numbers a site holds."""
-    return torch.broadcast_shapes(node["fn"].shape(), node["value"].shape).numel()
+def numbers_in(nodes: Mapping[str, Mapping]) -> int:
+    """How many numbers sites hold."""
+    shapes = [(node["fn"].shape(), node["value"].shape) for node in nodes.values()]
+    return sum(torch.broadcast_shapes(*both).numel() for both in shapes)
 
 
 def with_draws(value: Tensor, num: int, shape: torch.Size) -> Tensor:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from pvi.engine.checks import check, check_finite
 from pvi.engine.data import Data, as_data
-from pvi.engine.params import Params
+from pvi.engine.params import Params, check_trained
 from pvi.engine.plan import make_plan
-from pvi.engine.traces import Program, is_delta, preserved_rng
-from pvi.errors import GuideError, ObjectiveError
+from pvi.engine.traces import Program, preserved_rng
+from pvi.errors import ObjectiveError
 from pvi.guides import bound
 from pvi.posterior.draws import Draws, Runner, stack, stack_draws
 from pvi.posterior.predictive import check_plates, new_arguments
@@ -59,7 +59,11 @@ class Posterior:
             known = self._params.names()
             with self._params.scope(), self._params.evaluation():
                 check(model, guide, *self.data.whole(), self.data.named())
-            _check_trained(self._params.names() - known)
+            check_trained(
+                self._params.names() - known,
+                "Train the guide first; after pvi.fit use fit.posterior, or "
+                "fit.posterior.on(data) for other data.",
+            )
         if params is None:
             self._params.freeze()
         self._runner: Runner | None = None
@@ -124,16 +128,14 @@ class Posterior:
 
     def caveats(self) -> list[str]:
         """Why the log weights of this posterior would be meaningless; empty if they are sound."""
-        sites = self.runner.sites
-        two = self.sample(2, seed=0)
+        sites, points = self.runner.sites, self.runner.plan.points
         reasons = list(self._caveats)
         if not any(site.p is not None and site.q is not None for site in sites):
             reasons.append("the model has no latent site")
         for site in sites:
             if site.q is None:
                 continue
-            draws = two.get(site.name)  # a Delta that differs between draws restates another site
-            if is_delta(site.q.fn) and draws is not None and torch.equal(draws[0], draws[1]):
+            if site.p is not None and site.name in points:
                 reasons.append(f"the guide is a point (Delta) at site '{site.name}'")
             if isinstance(site.q.scale, Tensor) or site.q.scale != 1.0:
                 reasons.append(
@@ -228,14 +230,3 @@ def from_svi(
         data, args, kwargs: the arguments that its steps were given.
     """
     return Posterior(svi.model, svi.guide, data, args=args, kwargs=kwargs)
-
-
-def _check_trained(new: set[str]) -> None:
-    """Refuse parameters that were only created now: they hold their starting values."""
-    new = {name for name in new if "$$$" not in name}  # a registered network has its own values
-    if new:
-        raise GuideError(
-            f"parameter '{min(new)}' has no trained value: it was created only now. Train the "
-            "guide first; after pvi.fit use fit.posterior, or fit.posterior.on(data) for other "
-            "data."
-        )
