@@ -18,6 +18,7 @@ from pvi.engine.gradients import leaves_of
 from pvi.engine.objective import Evaluation
 from pvi.engine.params import Params
 from pvi.engine.plan import make_plan
+from pvi.engine.reparam import reparametrized
 from pvi.engine.traces import Program, plates_of, preserved_rng
 from pvi.errors import DataError, FitError, GuideError, ModelError, PviError
 from pvi.fit.callbacks import Callback, Step
@@ -26,7 +27,7 @@ from pvi.fit.minibatch import Minibatches, check_additive, data_plates
 from pvi.fit.progress import Progress
 from pvi.fit.result import Fit, History
 from pvi.fit.schedule import Schedule
-from pvi.guides import MeanField, bound
+from pvi.guides import Guide, Laplace, MeanField, bound
 from pvi.posterior import Posterior
 
 TEMPERED = (
@@ -51,6 +52,7 @@ def fit(
     epochs: int | None = None,
     batch_size: int | None = None,
     plate: str | Sequence[str] | None = None,
+    reparam: Any = None,
     device: Any = None,
     seed: int | None = None,
     progress: bool | None = None,
@@ -63,7 +65,8 @@ def fit(
 
     Args:
         model: any Pyro program; data enter through its arguments.
-        guide: any Pyro program over the model's latents; `pvi.guides.MeanField(model)` if `None`.
+        guide: any Pyro program over the model's latents, or one of `pvi.guides` (a class, or an
+            object with or without its model); `pvi.guides.MeanField` if `None`.
         data: the rows: an array or tensor, a tuple (positional arguments), a dict (keyword
             arguments),
             a `Dataset` or a `DataLoader`. Floating numpy arrays take torch's default dtype.
@@ -79,6 +82,10 @@ def fit(
             is level at the lowest rate, at most 20,000 steps.
         batch_size: rows in a minibatch; by default all rows in every step.
         plate: name(s) of the plates of the data, where they can't be found by themselves.
+        reparam: other coordinates for the model's latents: "noncentered" for all whose location or
+            scale depends on another latent, "learned" for a fitted degree of it, or what
+            `pyro.poutine.reparam` takes. The sites stay in the posterior; guides that were made for
+            the model as it was don't fit.
         device: where to put data and modules, such as "cuda".
         seed: makes the fit repeatable and leaves the caller's random state alone.
         progress: a progress bar; by default on terminals, from the second second.
@@ -107,6 +114,8 @@ def fit(
             torch.manual_seed(seed)
         stack.enter_context(torch.device(device) if device is not None else nullcontext())
         rows = as_data(data, args, kwargs, model, device)
+        if reparam is not None:
+            model = reparametrized(model, reparam, *rows.whole())
         guide = bound(MeanField if guide is None else guide, model)
         if not callable(guide):
             raise GuideError(f"guide must be a Pyro program, got {type(guide).__name__}")
@@ -166,8 +175,11 @@ class _Trainer:
     def _particles(self) -> int:
         """More particles for less noise where they cost next to nothing."""
         share = self.batch_size / (self.data.size or 1) if self.batch_size else 1.0
-        networks = map(self.params.is_network, self.params.named())
-        if share * self._numbers > SMALL or any(networks):
+        guide = self.guide
+        own = guide.parameters() if isinstance(guide, Guide) and not guide.amortized else ()
+        free = {id(p) for p in own}  # networks of a flow: no data go through them
+        weights = [name for name, p in self.params.named().items() if id(p) not in free]
+        if share * self._numbers > SMALL or any(map(self.params.is_network, weights)):
             return 1
         with self.params.scope():
             plan = make_plan(self.model, self.guide, *self.data.whole(), "joint")
@@ -188,7 +200,7 @@ class _Trainer:
         error: PviError | None = None
         with self.params.scope():
             try:
-                reason = self._loop(schedule, bar)
+                reason = self._loop(schedule, bar) if self._trainable() else ""
             except KeyboardInterrupt:
                 reason = "interrupted"
             except PviError as failure:
@@ -203,6 +215,24 @@ class _Trainer:
             error.fit = result  # type: ignore[attr-defined]
             raise error
         return result
+
+    def _trainable(self) -> bool:
+        """Whether there is something to train; `Laplace` is ready once it is set up.
+
+        Raises:
+            GuideError: the model would move away from under such a guide.
+        """
+        named = self.params.named()
+        if not isinstance(self.guide, Laplace):
+            return True
+        if named:
+            raise GuideError(
+                f"Laplace finds the mode once, but the model has a parameter '{min(named)}' to "
+                "train. Make it a latent site or a constant, or use pvi.guides.FullRank."
+            )
+        value = self._evaluate(next(self.data.batches(None)), 0)
+        self.history.add({**value.record(), "lr": 0.0, "grad_norm": 0.0})
+        return False
 
     def _loop(self, schedule: Schedule, bar: Progress) -> str:
         """Batch, loss, gradient, step, until done; return why it has not converged, or ""."""

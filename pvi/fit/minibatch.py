@@ -265,11 +265,12 @@ def _check_rows(guide: Program, plates: frozenset[str], numbered: bool) -> None:
     for part in [guide, *(guide if isinstance(guide, AutoGuideList) else [])]:
         local = sorted(plates & _own_plates(part))
         name = type(part).__name__
-        if local and name in ROW_FREE:
+        joint = part.coupled_plates if isinstance(part, Guide) else set(local)
+        if plates & joint and (isinstance(part, Guide) or name in ROW_FREE):
             raise GuideError(
-                f"{name} has one joint distribution over all latents, so those in plate "
-                f"'{local[0]}' can't be fitted on minibatches. Use pvi.guides.MeanField, or no "
-                "batch_size."
+                f"{name} has one joint distribution over latents in all elements of plate "
+                f"'{local[0]}', so they can't be fitted on minibatches. Use pvi.guides.Structured "
+                "or Amortized (others for the rest: pvi.guides.Group), or no batch_size."
             )
         if local and not numbered:
             raise GuideError(

@@ -77,6 +77,10 @@ class Amortized(Guide):
         self.widths: dict[str, int] = {}
         self.flows = PyroModule()
 
+    @property
+    def amortized(self) -> bool:
+        return True
+
     def _rows(self) -> dict[str, int]:
         return {}
 

@@ -95,6 +95,10 @@ class Group(Guide):
         return {i: self._parts[i] for i in sorted(set(self._owner.values()))}
 
     @property
+    def amortized(self) -> bool:
+        return any(part.amortized for part in self._active().values())
+
+    @property
     def coupled_plates(self) -> frozenset[str]:
         return frozenset().union(*(part.coupled_plates for part in self._active().values()))
 

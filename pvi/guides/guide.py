@@ -235,6 +235,11 @@ class Guide(PyroModule, metaclass=_Abstract):
         return {p.name: p.full_size for lat in self.latents.values() for p in lat.plates}
 
     @property
+    def amortized(self) -> bool:
+        """Whether parameters follow the data."""
+        return False
+
+    @property
     def coupled_plates(self) -> frozenset[str]:
         """The plates whose elements one distribution ties together."""
         return frozenset(self.plate_sizes) if self.joint else frozenset()
@@ -261,9 +266,7 @@ class Guide(PyroModule, metaclass=_Abstract):
     def set_extra_state(self, state: Tensor) -> None:
         """Nothing more: `_load_from_state_dict` has read it, before the parameters."""
 
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **rest: Any) -> None:
         saved = state_dict.get(f"{prefix}_extra_state")
         structure = {} if saved is None else unpack(saved)
         if structure.get("latents") and structure != self._structure():

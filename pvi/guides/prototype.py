@@ -46,7 +46,24 @@ class Latent:
         return self.loc.shape[self.loc.dim() - self.event_dim :]
 
     @property
-    def latents(model: Program, init_loc_fn: InitLoc, args: tuple, kwargs: Mapping) -> list[Latent]:
+    def is_real(self) -> bool:
+        return is_real(self.support)
+
+    @cached_property
+    def transform(self) -> Any:
+        """The bijection from unconstrained space onto the support."""
+        return biject_to(self.support)
+
+    def unconstrained(self, value: Tensor) -> Tensor:
+        return value if self.is_real else self.transform.inv(value)
+
+    @property
+    def value_dim(self) -> int:
+        """Dimensions of one event in the model's own space."""
+        return self.event_dim + self.transform.codomain.event_dim - self.transform.domain.event_dim
+
+
+def latents(model: Program, init_loc_fn: InitLoc, args: tuple, kwargs: Mapping) -> list[Latent]:
     """Run the model once from its starting point and describe the latents that it does not sum out.
 
     Raises:

@@ -43,7 +43,7 @@ def maximize(
             search.zero_grad()
             loss = -f(x)
             loss.backward()
-            value = -float(loss)
+            value = -float(loss.detach())
             if x.grad is None or not (loss.isfinite() and bool(x.grad.isfinite().all())):
                 x.grad = torch.zeros_like(x)
                 return torch.full_like(loss, torch.inf)
