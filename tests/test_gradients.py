@@ -14,19 +14,13 @@ from torch import Tensor, nn
 import pvi
 from pvi.engine.gradients import leave_one_out
 
+pytestmark = pytest.mark.usefixtures("isolated")
+
 X = [1.0, -0.5, 2.0]
 NOISE = 0.7
 NUM = 4  # particles
 SLOW = [pytest.param(a, marks=pytest.mark.slow) for a in (0.5, -0.5)]
 Z = 4.0  # standard errors: of some 60 comparisons none is expected beyond
-
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def local_model(x: Tensor) -> None:

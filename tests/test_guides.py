@@ -1,7 +1,7 @@
 """`MeanField`: a normal at the model's own sites, on every support, in plates of any kind."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -18,7 +18,7 @@ import pvi
 from pvi.errors import GuideError, ModelError
 from pvi.guides import Guide, MeanField, prior_median
 from tests.scenarios import (
-    isolated,
+    EXACT,
     local_model,
     mean_model,
     mean_posterior,
@@ -27,14 +27,9 @@ from tests.scenarios import (
     randn,
 )
 
-EXACT = 1e-10
+pytestmark = pytest.mark.usefixtures("isolated")
+
 GUIDES: dict[str, Callable[..., Guide]] = {"MeanField": MeanField}
-
-
-@pytest.fixture(autouse=True)
-def _isolated() -> Iterator[None]:
-    with isolated():
-        yield
 
 
 @pytest.fixture(params=GUIDES.values(), ids=GUIDES)

@@ -1,7 +1,5 @@
 """What once gave a wrong posterior without a word: each is right now, or refused by name."""
 
-from collections.abc import Iterator
-
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -15,13 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 import pvi
 from pvi.engine.params import Params
 from pvi.errors import DataError, GuideError, ModelError
-from tests.scenarios import isolated
 
-
-@pytest.fixture(autouse=True)
-def _isolated() -> Iterator[None]:
-    with isolated():
-        yield
+pytestmark = pytest.mark.usefixtures("isolated")
 
 
 def mean_model(y: Tensor | None = None, size: int = 20) -> None:
