@@ -204,13 +204,13 @@ def check_refusal(cell: Cell) -> None:
 def marked(cells: list[Cell], slow_estimators: Collection[str] = ()) -> list[Any]:
     """Parameters of a test.
 
-    Cells of one situation share their references, so one process runs them all. The orders between
-    and beyond ELBO and IWAE run with `make test-slow`: their values in `tests/test_bounds.py` and
-    gradients in `tests/test_gradients.py` are checked always.
+    Cells of one situation share their references, so one process runs them all. The estimators
+    besides the ELBO and IWAE run with `make test-slow`, but for local latents always.
     """
     found = []
     for cell in cells:
-        slow = [pytest.mark.slow] if cell.estimator in slow_estimators else []
+        rare = cell.estimator in slow_estimators and cell.situation != "local"
+        slow = [pytest.mark.slow] if rare else []
         marks = [pytest.mark.xdist_group(cell.situation), *slow]
         found.append(pytest.param(cell, id=str(cell), marks=marks))
     return found
