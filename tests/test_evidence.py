@@ -89,7 +89,7 @@ class TestValues:
 
     def test_nested_is_unbiased_for_few_inner_draws(self) -> None:
         x = randn(4)
-        found = evidence(nested_model, nested_guide, x, num_samples=2, num_outer=1500)
+        found = evidence(nested_model, nested_guide, x, num_samples=2, num_outer=600)
         close(found, normal_log_z(x, shared=1.0), most=0.3)
 
     def test_prior_as_guide(self) -> None:
