@@ -102,7 +102,7 @@ def test_identities_with_few_draws(how: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["global", "local"])
 @pytest.mark.parametrize("method", ["is", "ais"])
 def test_tight_with_many(name: str, method: str) -> None:
-    options = {"num_samples": 1000, "num_chains": 16, "num_steps": 20}
+    options = {"num_samples": 1000, "num_chains": 8, "num_steps": 20}
     lower, upper = errors(name, 4 if name == "global" else 1, method=method, **options)
     for error, sign in ((lower, -1), (upper, 1)):
         mean, se = mean_se(error)
