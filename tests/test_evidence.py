@@ -22,14 +22,7 @@ from pvi.diagnostics.weights import Tally, make_target
 from pvi.engine.simulate import simulate
 from pvi.engine.traces import hidden
 from pvi.errors import GuideError, ModelError, ObjectiveError
-from tests.linear import (
-    regression,
-    regression_guide,
-    regression_log_z,
-    vae,
-    vae_guide,
-    vae_log_z,
-)
+from tests.linear import regression, regression_guide, regression_log_z, vae, vae_guide, vae_log_z
 from tests.scenarios import (
     local_guide,
     local_model,
@@ -326,7 +319,8 @@ class TestAnnealing:
     def test_beats_importance_sampling_with_a_bad_guide(self) -> None:
         x = randn(10)
         found = evidence(local_model, narrow_guide, x, method="ais", num_steps=100)
-        assert abs(found.total - normal_log_z(x)) < 1.0 < normal_log_z(x) - found_by_is(x)
+        plain = evidence(local_model, narrow_guide, x)
+        assert abs(found.total - normal_log_z(x)) < 1.0 < normal_log_z(x) - plain.total
 
     def test_constrained_latents(self) -> None:
         def model(x: Tensor) -> None:
@@ -368,10 +362,6 @@ class TestAnnealing:
 
         with pytest.raises(ObjectiveError, match=r"outside of pyro\.sample"):
             evidence(local_model, guide, randn(3), method="ais")
-
-
-def found_by_is(x: Tensor) -> float:
-    return evidence(local_model, narrow_guide, x).total
 
 
 class TestFit:

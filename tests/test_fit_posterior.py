@@ -7,9 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import (
-    AutoNormal,
-)
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 import pvi
