@@ -6,7 +6,7 @@ Run `python -m docs.generate_estimators`; `tests/test_matrix.py` fails where the
 from collections import Counter
 from pathlib import Path
 
-from tests.conjugate import BETA, DEFECTS, ESTIMATORS, GRADIENTS, SITUATIONS, Cell
+from tests.conjugate import BETA, ESTIMATORS, GRADIENTS, SITUATIONS, Cell
 from tests.situations import NUM
 
 PAGE = Path(__file__).with_name("estimators.md")
@@ -121,30 +121,26 @@ def entries(cells: list[Cell], notes: list[str]) -> str:
 
 
 def entry(cell: Cell, notes: list[str]) -> str:
-    """The status in a word, with the number of its reason, and a mark for a known defect."""
+    """The status in a word, with the number of its reason."""
     word, _, reason = cell.status.partition(": ")
     if reason and cell.status not in notes:
         notes.append(cell.status)
-    number = f" ({notes.index(cell.status) + 1})" if reason else ""
-    wrong = any(d.applies(cell) and "means" in d.checks for d in DEFECTS)
-    return word + number + (" †" if wrong else "")
+    return word + (f" ({notes.index(cell.status) + 1})" if reason else "")
 
 
 def page() -> str:
     notes: list[str] = []
     matrix = table(notes)
     reasons = [f"{i}. {note}" for i, note in enumerate(notes, 1)]
-    marks = [f"† Known to be wrong: {d.reason}." for d in DEFECTS if "means" in d.checks]
     situations = [f"| {name} | {SITUATION_TEXT[name]} |" for name in SITUATIONS]
     parts = [
-        "---\norphan: true\n---\n",
         INTRO,
         "## Situations\n",
         "\n".join(["| situation | what |", "|---|---|", *situations, ""]),
         "## Bounds, estimates and refusals\n",
         "For every gradient, except where others are named.\n",
         matrix,
-        "\n".join([*reasons, *([""] if marks else []), *marks, ""]),
+        "\n".join([*reasons, ""]),
         CHECKS,
         REFERENCES,
     ]

@@ -228,22 +228,6 @@ CELLS = [Cell(e, g, s) for e in ESTIMATORS for g in GRADIENTS for s in SITUATION
 
 
 @dataclass(frozen=True)
-class Defect:
-    """Cells of the table that are known to be wrong, and which checks show it."""
-
-    applies: Callable[[Cell], bool]
-    checks: tuple[str, ...]
-    reason: str
-
-
-DEFECTS: list[Defect] = []  # none is known
-
-
-def defect(cell: Cell) -> Defect | None:
-    return next((d for d in DEFECTS if d.applies(cell)), None)
-
-
-@dataclass(frozen=True)
 class Reference:
     """Mean bound of one copy and its gradient, with standard errors (0: closed form)."""
 

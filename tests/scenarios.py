@@ -202,6 +202,24 @@ def nested_guide(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(slope * x + weight * theta, scale))
 
 
+def switch_model(x: Tensor) -> None:
+    """k_i ~ Bernoulli(0.3), x_i ~ N(2 k_i, 1)."""
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Bernoulli(0.3))
+        pyro.sample("x", dist.Normal(2 * k, 1.0), obs=x)
+
+
+def switch_guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("k", dist.Bernoulli(torch.sigmoid(x)))
+
+
+def switch_log_z(x: Tensor) -> Tensor:
+    """log p(x_i), `(N,)`."""
+    parts = [dist.Normal(2.0 * k, 1.0).log_prob(x) + math.log((0.7, 0.3)[k]) for k in (0, 1)]
+    return torch.logsumexp(torch.stack(parts), 0)
+
+
 # Cases in which Pyro is right, for parity.
 
 

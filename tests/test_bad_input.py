@@ -17,15 +17,10 @@ from pvi.errors import DataError, FitError, GuideError, PviError
 from pvi.guides import MeanField
 from tests import bad_inputs
 from tests.bad_inputs import BadInput, guide, model
-from tests.scenarios import isolated, local_model, nested_model, param, randn
+from tests.scenarios import local_model, nested_model, param, randn
 
 CASES = bad_inputs.TEN | bad_inputs.MORE
-
-
-@pytest.fixture(autouse=True)
-def _isolated() -> Iterator[None]:
-    with isolated():
-        yield
+pytestmark = pytest.mark.usefixtures("isolated")
 
 
 def fit(case: BadInput) -> pvi.Fit:

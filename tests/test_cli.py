@@ -77,7 +77,7 @@ def test_fit_finds_the_line(files: Path, data: str) -> None:
     import arviz
 
     out = files / "out"
-    result = fit(files, "--steps", 600, "--out", out, "--draws", 300, data=data)
+    result = fit(files, "--steps", 300, "--out", out, "--draws", 300, data=data)
     assert result.exit_code == 0, result.output
     assert ("columns not used: note" in result.output) == (data == "table.csv")
     posterior = arviz.from_netcdf(out / "posterior.nc")["posterior"]
@@ -100,7 +100,7 @@ def test_fit_finds_the_line(files: Path, data: str) -> None:
 )
 def test_options(files: Path, words: tuple[str, ...]) -> None:
     words = tuple(word.format(files=files) for word in words)
-    result = fit(files, "--steps", 60, "--draws", 50, "--out", files / "out", *words)
+    result = fit(files, "--steps", 20, "--draws", 20, "--out", files / "out", *words)
     assert result.exit_code == 0, result.output
 
 

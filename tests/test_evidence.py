@@ -22,14 +22,7 @@ from pvi.diagnostics.weights import Tally, make_target
 from pvi.engine.simulate import simulate
 from pvi.engine.traces import hidden
 from pvi.errors import GuideError, ModelError, ObjectiveError
-from tests.linear import (
-    regression,
-    regression_guide,
-    regression_log_z,
-    vae,
-    vae_guide,
-    vae_log_z,
-)
+from tests.linear import regression, regression_guide, regression_log_z, vae, vae_guide, vae_log_z
 from tests.scenarios import (
     local_guide,
     local_model,
@@ -39,6 +32,9 @@ from tests.scenarios import (
     param,
     positive,
     randn,
+    switch_guide,
+    switch_log_z,
+    switch_model,
 )
 
 pytestmark = pytest.mark.usefixtures("isolated")
@@ -71,23 +67,6 @@ def narrow_guide(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(x / 2 + 1.0, 0.2))
 
 
-def switch_model(x: Tensor) -> None:
-    """k_i ~ Bernoulli(0.3), x_i ~ N(2 k_i, 1)."""
-    with pyro.plate("data", len(x)):
-        k = pyro.sample("k", dist.Bernoulli(0.3))
-        pyro.sample("x", dist.Normal(2 * k, 1.0), obs=x)
-
-
-def switch_guide(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        pyro.sample("k", dist.Bernoulli(torch.sigmoid(x)))
-
-
-def switch_log_z(x: Tensor) -> Tensor:
-    parts = [dist.Normal(2.0 * k, 1.0).log_prob(x) + math.log((0.7, 0.3)[k]) for k in (0, 1)]
-    return torch.logsumexp(torch.stack(parts), 0)
-
-
 class TestValues:
     def test_global_latents(self) -> None:
         y = data(regression, torch.zeros(20))
@@ -103,7 +82,7 @@ class TestValues:
 
     def test_nested_is_unbiased_for_few_inner_draws(self) -> None:
         x = randn(4)
-        found = evidence(nested_model, nested_guide, x, num_samples=2, num_outer=1500)
+        found = evidence(nested_model, nested_guide, x, num_samples=2, num_outer=600)
         close(found, normal_log_z(x, shared=1.0), most=0.3)
 
     def test_prior_as_guide(self) -> None:
@@ -340,7 +319,8 @@ class TestAnnealing:
     def test_beats_importance_sampling_with_a_bad_guide(self) -> None:
         x = randn(10)
         found = evidence(local_model, narrow_guide, x, method="ais", num_steps=100)
-        assert abs(found.total - normal_log_z(x)) < 1.0 < normal_log_z(x) - found_by_is(x)
+        plain = evidence(local_model, narrow_guide, x)
+        assert abs(found.total - normal_log_z(x)) < 1.0 < normal_log_z(x) - plain.total
 
     def test_constrained_latents(self) -> None:
         def model(x: Tensor) -> None:
@@ -382,10 +362,6 @@ class TestAnnealing:
 
         with pytest.raises(ObjectiveError, match=r"outside of pyro\.sample"):
             evidence(local_model, guide, randn(3), method="ais")
-
-
-def found_by_is(x: Tensor) -> float:
-    return evidence(local_model, narrow_guide, x).total
 
 
 class TestFit:

@@ -1,4 +1,8 @@
-"""Every gradient has the mean of a hand-written reference, off the posterior and at it."""
+"""Every gradient has the mean of a hand-written reference, off the posterior and at it.
+
+Each in every situation is in `test_matrix.py`; here are all orders, particles in a loop, outer
+draws and `bound="joint"`, with guides of modules.
+"""
 
 import math
 from collections.abc import Callable
@@ -14,19 +18,12 @@ from torch import Tensor, nn
 import pvi
 from pvi.engine.gradients import leave_one_out
 
+pytestmark = pytest.mark.usefixtures("isolated")
+
 X = [1.0, -0.5, 2.0]
 NOISE = 0.7
 NUM = 4  # particles
-SLOW = [pytest.param(a, marks=pytest.mark.slow) for a in (0.5, -0.5)]
 Z = 4.0  # standard errors: of some 60 comparisons none is expected beyond
-
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def local_model(x: Tensor) -> None:
@@ -132,10 +129,11 @@ def assert_same_mean(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tenso
     assert (found[0] - expected[0]).abs().le(Z * error).all(), (found, expected)
 
 
-@pytest.mark.parametrize("batched", [True, False], ids=["batched", "looped"])
-@pytest.mark.parametrize("gradient", ["reparam", "path", "score", "auto"])
-@pytest.mark.parametrize("alpha", [1.0, 0.0, *SLOW])
-def test_local_gradients(alpha: float, gradient: str, batched: bool) -> None:
+@pytest.mark.parametrize("gradient", ["reparam", "path", "score"])
+@pytest.mark.parametrize(
+    ("alpha", "batched"), [(1.0, True), (0.0, True), (0.5, True), (-0.5, True), (0.5, False)]
+)
+def test_local_gradients(alpha: float, batched: bool, gradient: str) -> None:
     """Many copies of the data in one plate make one evaluation an average over many."""
     guide, copies = LocalGuide(), 2_000
     objective = pvi.RenyiELBO(alpha, NUM, gradient=gradient, vectorize_particles=batched)
@@ -145,42 +143,15 @@ def test_local_gradients(alpha: float, gradient: str, batched: bool) -> None:
     assert expected[0].abs().gt(20 * error / copies).any()  # a zero gradient would fail
 
 
-@pytest.mark.parametrize("gradient", ["reparam", "path", "score"])
-@pytest.mark.parametrize("alpha", [1.0, 0.0])
-def test_nested_gradients(alpha: float, gradient: str) -> None:
-    """Global and local latents: the local mean inside, the global draw outside."""
+@pytest.mark.parametrize(("gradient", "alpha"), [("path", 0.0), ("score", 0.0), ("score", 1.0)])
+def test_nested_gradients(gradient: str, alpha: float) -> None:
+    """Global and local latents: the local mean inside, the mean of two global draws outside."""
     guide = NestedGuide()
-    outer = 2 if gradient == "score" else 1
-    objective = pvi.RenyiELBO(alpha, NUM, gradient=gradient, num_outer=outer)
-    found = estimate(objective, nested_model, guide, torch.tensor(X), 600)
+    objective = pvi.RenyiELBO(alpha, NUM, gradient=gradient, num_outer=2)
+    found = estimate(objective, nested_model, guide, torch.tensor(X), 200)
     expected = reference(nested_reference, guide.raw, alpha)
     assert_same_mean(found, expected)
-    assert expected[0].abs().gt(8 * found[1]).any()
-
-
-def global_model(x: Tensor) -> None:
-    t = pyro.sample("t", dist.Normal(0.0, 1.0))
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(t, NOISE), obs=x)
-
-
-class GlobalGuide(nn.Module):
-    """q(t) = N(m, s)."""
-
-    def __init__(self, m: float = 0.2, s: float = 0.5):
-        super().__init__()
-        self.raw = nn.Parameter(torch.tensor([m, math.log(s)]))
-
-    def forward(self, x: Tensor) -> None:
-        pyro.sample("t", dist.Normal(self.raw[0], self.raw[1].exp()))
-
-
-def global_reference(raw: Tensor, alpha: float, draws: int) -> Tensor:
-    q = dist.Normal(raw[0], raw[1].exp())
-    t = q.rsample((NUM, draws, 1))
-    likelihood = dist.Normal(t, NOISE).log_prob(torch.tensor(X)).sum(-1)
-    log_w = likelihood + (dist.Normal(0.0, 1.0).log_prob(t) - q.log_prob(t)).squeeze(-1)
-    return order_mean(log_w, alpha).mean()
+    assert expected[0].abs().gt(4 * found[1]).any()
 
 
 def joint_reference(raw: Tensor, alpha: float, draws: int) -> Tensor:
@@ -197,12 +168,10 @@ def joint_reference(raw: Tensor, alpha: float, draws: int) -> Tensor:
 @pytest.mark.parametrize("gradient", ["reparam", "path", "score"])
 @pytest.mark.parametrize("alpha", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_joint_gradients(alpha: float, gradient: str, batched: bool) -> None:
-    """Whole draws are weighted: global latents, and as many rows as particles."""
+    """Whole draws are weighted, here of as many rows as particles."""
     repeats = 400 if batched else 100
     options = {"gradient": gradient, "vectorize_particles": batched, "bound": "joint"}
     objective = pvi.RenyiELBO(alpha, NUM, **options)
-    found = estimate(objective, global_model, GlobalGuide(), torch.tensor(X), repeats)
-    assert_same_mean(found, reference(global_reference, GlobalGuide().raw, alpha))
     found = estimate(objective, local_model, LocalGuide(), torch.tensor([*X, 0.3]), repeats)
     expected = reference(joint_reference, LocalGuide().raw, alpha)
     assert_same_mean(found, expected)

@@ -6,6 +6,7 @@ bound, would have failed it. One way of running particles is checked so; the oth
 it to the last digits on the same draws.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 import pvi
 from docs import generate_estimators
-from tests.conjugate import CELLS, REFUSED, Cell, defect, reference
+from tests.conjugate import CELLS, REFUSED, Cell, reference
 from tests.scenarios import EXACT, mean_se
 from tests.situations import NUM
 from tests.tape import Recorder, Tape, at_random
@@ -200,48 +201,44 @@ def check_refusal(cell: Cell) -> None:
         cell.objective().evaluate(model, guide, args)
 
 
-def marked(cells: list[Cell], check: str) -> list[Any]:
-    """Parameters of a test; cells that are known to be wrong must fail until they are mended.
+def marked(cells: list[Cell], slow_estimators: Collection[str] = ()) -> list[Any]:
+    """Parameters of a test.
 
-    Cells of one situation share their references, so one process runs them all. The orders between
-    and beyond ELBO and IWAE run with `make test-slow`: their values in `tests/test_bounds.py` and
-    gradients in `tests/test_gradients.py` are checked always.
+    Cells of one situation share their references, so one process runs them all. The estimators
+    named run with `make test-slow`, but for local latents always.
     """
-    return [pytest.param(c, id=str(c), marks=_marks(c, check)) for c in cells]
+    found = []
+    for cell in cells:
+        rare = cell.estimator in slow_estimators and cell.situation != "local"
+        slow = [pytest.mark.slow] if rare else []
+        marks = [pytest.mark.xdist_group(cell.situation), *slow]
+        found.append(pytest.param(cell, id=str(cell), marks=marks))
+    return found
 
 
-def _marks(cell: Cell, check: str) -> list[Any]:
-    marks = [pytest.mark.xdist_group(cell.situation)]
-    bug = defect(cell)
-    if bug is not None and check in bug.checks:
-        marks.append(pytest.mark.xfail(reason=bug.reason, raises=AssertionError, strict=True))
-    if check == "means" and cell.estimator in SLOW:
-        marks.append(pytest.mark.slow)
-    return marks
-
-
-SLOW = {"BetaELBO", "RenyiELBO(0.5)", "RenyiELBO(2)", "RenyiELBO(-1)"}
+ORDERS = {"RenyiELBO(0.5)", "RenyiELBO(-1)"}
+SLOW = {"BetaELBO", "RenyiELBO(2)", *ORDERS}
 ALLOWED = [c for c in CELLS if c.status not in REFUSED]
 AUTO = [c for c in ALLOWED if c.gradient == "auto"]
 PATH = [c for c in ALLOWED if c.gradient == "path" and c.place.posterior]
 
 
-@pytest.mark.parametrize("cell", marked(COMPARED, "means"))
+@pytest.mark.parametrize("cell", marked(COMPARED, SLOW))
 def test_means(cell: Cell) -> None:
     check_means(cell)
 
 
-@pytest.mark.parametrize("cell", marked(COMPARED, "loop"))
+@pytest.mark.parametrize("cell", marked(COMPARED, ORDERS))
 def test_loop(cell: Cell) -> None:
     check_loop(cell)
 
 
-@pytest.mark.parametrize("cell", marked(AUTO, "same"))
+@pytest.mark.parametrize("cell", marked(AUTO, ORDERS))
 def test_auto(cell: Cell) -> None:
     check_same(cell, "score" if cell.situation == "discrete" else "reparam")
 
 
-@pytest.mark.parametrize("cell", marked(PATH, "zero"))
+@pytest.mark.parametrize("cell", marked(PATH))
 def test_path_is_zero_at_the_posterior(cell: Cell) -> None:
     check_zero(cell)
 
@@ -251,7 +248,7 @@ def test_refusals(cell: Cell) -> None:
     check_refusal(cell)
 
 
-@pytest.mark.parametrize("cell", marked(AUTO, "explain"))
+@pytest.mark.parametrize("cell", marked(AUTO))
 def test_explain_says_what_is_no_bound(cell: Cell) -> None:
     model, guide, args, _ = setup(cell)
     text = str(cell.objective().explain(model, guide, *args))

@@ -1,6 +1,6 @@
 """Minibatches of an unchanged model: they sum to the whole, or an error says why not."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -23,16 +23,17 @@ from pvi.errors import GuideError, ModelError
 from pvi.fit.minibatch import Minibatches, check_additive, data_plates
 from pvi.guides import MeanField
 from tests.scenarios import (
+    EXACT,
     FixedNoise,
     gradients,
-    isolated,
     nested_model,
     param,
     positive,
     randn,
 )
 
-EXACT = 1e-10
+pytestmark = pytest.mark.usefixtures("isolated")
+
 SIZE, BATCH = 12, 4
 POINT = 1e-30  # a scale so small that loc + scale * noise is loc: nothing is random any more
 OBJECTIVES = {
@@ -42,12 +43,6 @@ OBJECTIVES = {
     "elbo, 3 looped": pvi.ELBO(3, vectorize_particles=False),
     "iwae": pvi.IWAE(3),
 }
-
-
-@pytest.fixture(autouse=True)
-def _isolated() -> Iterator[None]:
-    with isolated():
-        yield
 
 
 # Guides of `nested_model` with a row of parameters for every datum, or computed from the datum.

@@ -1,6 +1,6 @@
 """pvi's objectives equal Pyro's, draw by draw, on models where Pyro is right."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -10,7 +10,9 @@ from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 import pvi
-from tests.scenarios import CASES, ELBO_ONLY, Case, isolated, randn
+from tests.scenarios import CASES, ELBO_ONLY, Case, randn
+
+pytestmark = pytest.mark.usefixtures("isolated")
 
 TOLERANCE = 1e-10
 RUNS = {"one": (1, False), "batched": (4, True), "looped": (4, False)}
@@ -38,12 +40,6 @@ COMBINATIONS = [
     # Pyro's closed form drops the log density of a Delta, which is the guide's Jacobian
     if (pair, name) != ("mean field", "AutoMultivariateNormal")
 ]
-
-
-@pytest.fixture(autouse=True)
-def _isolated() -> Iterator[None]:
-    with isolated():
-        yield
 
 
 def make(name: str) -> Case:
