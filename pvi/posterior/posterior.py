@@ -14,8 +14,10 @@ from pvi.engine.params import Params, check_trained
 from pvi.engine.plan import make_plan
 from pvi.engine.traces import Program, preserved_rng
 from pvi.errors import ObjectiveError
-from pvi.guides import bound
-from pvi.posterior.draws import Draws, Runner, stack, stack_draws
+from pvi.guides import Guide, bound
+from pvi.posterior.draws import Draws, Runner, stack_draws
+from pvi.posterior.draws import stack as stacked
+from pvi.posterior.local import with_rows
 from pvi.posterior.predictive import check_plates, new_arguments
 
 
@@ -71,7 +73,7 @@ class Posterior:
     def sample(self, num_draws: int = 1000, *, seed: int | None = None) -> dict[str, Tensor]:
         """Draws of every latent and deterministic site, `(num_draws, *site shape)`."""
         with self.drawing(seed) as runner:
-            return stack([run.sample() for run in runner.runs(num_draws)])
+            return stacked([run.sample() for run in runner.runs(num_draws)])
 
     def draws(self, num_draws: int = 1000, *, seed: int | None = None) -> Draws:
         """Draws of the latent sites with their log p(x, z) and log q(z), nats."""
@@ -95,13 +97,14 @@ class Posterior:
     ) -> dict[str, Tensor]:
         """Log density of every observation at each draw, `(num_draws, *batch)`, nats, unscaled."""
         with self.drawing(seed) as runner:
-            return stack([run.log_likelihood() for run in runner.runs(num_draws)])
+            return stacked([run.log_likelihood() for run in runner.runs(num_draws)])
 
     def predict(
         self,
         *new_data: Any,
         num_draws: int = 1000,
         seed: int | None = None,
+        infer_local: int | None = None,
         **new_kwargs: Any,
     ) -> dict[str, Tensor]:
         """Draws of the observed sites (and deterministic ones) from the posterior predictive.
@@ -111,6 +114,10 @@ class Posterior:
         plate keep their posterior; those inside belong to the rows, in order, unless the guide
         reads them off the new data.
 
+        Args:
+            infer_local: steps to learn the latents of new rows from their observations, for guides
+                of `pvi.guides` that own a row of parameters for each row.
+
         Returns:
             `(num_draws, *site shape)` for each site.
 
@@ -118,13 +125,22 @@ class Posterior:
             GuideError: a latent belongs to the rows of the training data and can't be extrapolated.
         """
         args, kwargs = new_arguments(self.data, new_data, new_kwargs)
-        with self.drawing(seed) as runner:
+        with ExitStack() as stack:
+            runner = stack.enter_context(self.drawing(seed))
             names = [*runner.observed, *runner.deterministic]
             if new_data or new_kwargs:
-                check_plates(self.model, self.guide, args, kwargs)
-                rows, plan = self.data.size, runner.plan
-                runner = Runner(self.model, self.guide, args, kwargs, plan, runner, rows)
-            return stack([run.predictive(names) for run in runner.runs(num_draws)])
+                guide, plan = self.guide, runner.plan
+                if infer_local is None:
+                    check_plates(self.model, guide, args, kwargs)
+                else:
+                    guide, params = self._with_rows(args, kwargs, infer_local)
+                    stack.enter_context(params.scope())
+                rows = self.data.size
+                runner = Runner(self.model, guide, args, kwargs, plan, runner, rows)
+            return stacked([run.predictive(names) for run in runner.runs(num_draws)])
+
+    def _with_rows(self, args: tuple, kwargs: Mapping, steps: int) -> tuple[Guide, Params]:
+        return with_rows(self.model, self.guide, self.data.size, args, kwargs, steps)
 
     def caveats(self) -> list[str]:
         """Why the log weights of this posterior would be meaningless; empty if they are sound."""
@@ -155,23 +171,28 @@ class Posterior:
         ]
 
     def on(
-        self, data: Any, *, args: tuple | None = None, kwargs: Mapping[str, Any] | None = None
+        self,
+        data: Any,
+        *,
+        args: tuple | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        infer_local: int | None = None,
     ) -> "Posterior":
         """The same programs and parameters on other data, such as held-out rows of a VAE.
 
         Args:
             data: as in `pvi.fit`.
             args, kwargs: as in `pvi.fit`; by default those of these data.
+            infer_local: as in `predict`.
         """
+        args = self.data.args if args is None else args
+        kwargs = self.data.kwargs if kwargs is None else kwargs
+        guide, params, new = self.guide, self._params, as_data(data, args, kwargs, self.model)
+        if infer_local is not None:
+            with self.drawing(None):
+                guide, params = self._with_rows(*new.whole(), infer_local)
         return Posterior(
-            self.model,
-            self.guide,
-            data,
-            args=self.data.args if args is None else args,
-            kwargs=self.data.kwargs if kwargs is None else kwargs,
-            params=self._params,
-            device=self._device,
-            caveats=self._caveats,
+            self.model, guide, new, params=params, device=self._device, caveats=self._caveats
         )
 
     def to_datatree(self, num_draws: int = 1000, **options: Any) -> Any:
