@@ -124,8 +124,7 @@ def make_guide(word: str, model: Callable, spec: str) -> Any:
         word: the name, or `FILE.py:NAME`.
         spec: where the model came from, `FILE.py:NAME`.
     """
-    families = {n: getattr(pvi.guides, n) for n in pvi.guides.__all__ if n[0].isupper()}
-    families.pop("Guide", None)
+    families = {n: getattr(pvi.guides, n) for n in pvi.guides.__all__ if _takes_a_model(n)}
     families |= {n: getattr(autoguide, n) for n in autoguide.__all__ if _is_family(n)}
     if word in families:
         return families[word](model)
@@ -135,6 +134,13 @@ def make_guide(word: str, model: Callable, spec: str) -> Any:
         raise UsageError(f"there is no guide {word!r}; there are {listed}")
     guide = load_program(word if ":" in word else f"{path}:{word}", "guide")
     return guide(model) if isinstance(guide, type) else guide
+
+
+def _takes_a_model(name: str) -> bool:
+    """Whether a guide of ours can be made from a model alone."""
+    kind = getattr(pvi.guides, name)
+    known = isinstance(kind, type) and kind is not pvi.guides.Guide
+    return known and next(iter(inspect.signature(kind).parameters)) == "model"
 
 
 def _is_family(name: str) -> bool:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
-from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor
 
 import pvi
@@ -51,7 +50,7 @@ def run(out: Path, *, seed: int = 0, quick: bool = False) -> list[Section]:
     table = diabetes()
     guides = {
         "independent normals": None,  # the default guide
-        "correlated normals": AutoMultivariateNormal(model),
+        "correlated normals": pvi.guides.FullRank,
     }
     fits: dict[str, pvi.Fit] = {}
     verdicts: dict[str, pvi.Diagnosis] = {}

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 
 from pvi.diagnostics.psis import khat_threshold, psis
-from pvi.diagnostics.reasons import correlated, judge, num_bad, outside, stopped, unweightable
+from pvi.diagnostics.reasons import (
+    centred,
+    correlated,
+    judge,
+    num_bad,
+    outside,
+    stopped,
+    unweightable,
+)
 from pvi.diagnostics.table import COLUMNS, MAX_DIM, Row, make_table
 from pvi.errors import DataError
 from pvi.text import table as text_table
@@ -125,7 +133,7 @@ def diagnose(target: Any, num_draws: int = ENOUGH, *, seed: int = 0) -> Diagnosi
         rows = make_table(draws.values)
         reasons = (*stopped(target), *why)
         return Diagnosis("not assessed", reasons, count, rows, **_moments(ratios))
-    return _weigh(target, draws.values, ratios)
+    return _weigh(target, posterior, draws.values, ratios)
 
 
 def _size(values: Mapping[str, torch.Tensor]) -> int:
@@ -137,7 +145,9 @@ def _affordable(num_draws: int, size: int) -> int:
     return max(2, min(num_draws, 10**8 // max(size, 1)))
 
 
-def _weigh(target: Any, values: Mapping[str, torch.Tensor], ratios: torch.Tensor) -> Diagnosis:
+def _weigh(
+    target: Any, posterior: Any, values: Mapping[str, torch.Tensor], ratios: torch.Tensor
+) -> Diagnosis:
     """The diagnosis where there are weights."""
     smoothed, moments = psis(ratios), _moments(ratios)
     rows = make_table(values, smoothed)
@@ -146,7 +156,7 @@ def _weigh(target: Any, values: Mapping[str, torch.Tensor], ratios: torch.Tensor
     pair = correlated(values, smoothed)
     if verdict == "good" and pair:
         verdict, reasons = "correctable", ["the marginals are right: use PSIS-weighted draws"]
-    reasons += outside(ratios) + pair
+    reasons += outside(ratios) + pair + (centred(posterior) if verdict != "good" else [])
     if len(ratios) < ENOUGH:
         reasons.append(f"khat is noisy at {len(ratios):,} draws: use num_draws={ENOUGH:_} or more")
     good, early = verdict == "good", stopped(target, harmless=verdict == "good")

@@ -10,7 +10,7 @@ from pvi.diagnostics.psis import PSIS, khat_threshold
 from pvi.diagnostics.table import MAX_DIM, ROUNDING, Row, scalars
 
 MAX_PAIRED = 200  # scalars whose correlations are compared
-RICHER = "a richer guide (any Pyro guide, e.g. AutoMultivariateNormal for correlations)"
+RICHER = "a richer guide (pvi.guides.FullRank for correlations, Flow for curved shapes)"
 
 
 def judge(smoothed: PSIS, sd_log_ratio: float, rows: tuple[Row, ...]) -> tuple[str, list[str]]:
@@ -107,8 +107,18 @@ def correlated(values: Mapping[str, torch.Tensor], smoothed: PSIS) -> list[str]:
     i, j = sorted(divmod(int(gap.argmax()), len(names)))
     return [
         f"joint statements are off: {names[i]} and {names[j]} correlate {weighted[i, j]:+.2f} "
-        f"under the weights but {guide[i, j]:+.2f} in the guide: try a full-rank guide, e.g. "
-        "AutoMultivariateNormal"
+        f"under the weights but {guide[i, j]:+.2f} in the guide: try pvi.guides.FullRank"
+    ]
+
+
+def centred(posterior: Any) -> list[str]:
+    """A reason if latents are told in coordinates that make funnels."""
+    sites = posterior.dependent_latents()
+    if not sites:
+        return []
+    return [
+        f"the location or scale of '{sites[0]}' depends on another latent, which makes funnels "
+        "where the data say little: try pvi.fit(..., reparam='noncentered')"
     ]
 
 

@@ -12,6 +12,7 @@ from pvi.engine.checks import check, check_finite
 from pvi.engine.data import Data, as_data
 from pvi.engine.params import Params, check_trained
 from pvi.engine.plan import make_plan
+from pvi.engine.reparam import dependent_sites
 from pvi.engine.traces import Program, preserved_rng
 from pvi.errors import ObjectiveError
 from pvi.guides import Guide, bound
@@ -169,6 +170,11 @@ class Posterior:
             for site in sites
             if site.subsample_scale != 1.0
         ]
+
+    def dependent_latents(self) -> list[str]:
+        """Latents whose location or scale depends on another: see `reparam=` of `pvi.fit`."""
+        with self.drawing(None):
+            return list(dependent_sites(self.model, *self.data.whole()))
 
     def on(
         self,
