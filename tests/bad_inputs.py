@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 from pvi.errors import DataError, GuideError, ModelError, PviError
@@ -223,10 +224,8 @@ def _guide_arguments() -> BadInput:
 
 
 def _guide_class() -> BadInput:
-    from pvi.guides import MeanField
-
     return BadInput(
-        model, MeanField, _data(), GuideError, ("class MeanField", r"MeanField\(model\)")
+        model, AutoNormal, _data(), GuideError, ("class AutoNormal", r"AutoNormal\(model\)")
     )
 
 

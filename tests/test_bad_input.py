@@ -193,10 +193,9 @@ class TestOptions:
         with pytest.raises(FitError, match=message):
             pvi.fit(model, data=(randn(9), randn(9)), **options)
 
-    @pytest.mark.parametrize("make", [AutoNormal, MeanField])
-    def test_guide_class(self, make: Any) -> None:
-        with pytest.raises(GuideError, match=rf"class {make.__name__}.*{make.__name__}\(model\)"):
-            pvi.fit(model, make, data=(randn(9), randn(9)), steps=3)
+    def test_guide_class(self) -> None:
+        with pytest.raises(GuideError, match=r"class AutoNormal.*AutoNormal\(model\)"):
+            pvi.fit(model, AutoNormal, data=(randn(9), randn(9)), steps=3)
 
     def test_guide_that_is_no_program(self) -> None:
         with pytest.raises(GuideError, match="guide must be"):

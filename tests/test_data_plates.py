@@ -184,7 +184,7 @@ class TestDetection:
             pvi.fit(model, data=randn(30, 3), batch_size=8, plate="features", steps=2, seed=0)
 
     def test_joint_guide_of_local_latents(self) -> None:
-        with pytest.raises(GuideError, match=r"AutoDiagonalNormal.*plate 'data'.*MeanField"):
+        with pytest.raises(GuideError, match=r"AutoDiagonalNormal.*plate 'data'.*Structured"):
             guide = AutoDiagonalNormal(local_model)
             pvi.fit(local_model, guide, data=randn(30), batch_size=8, steps=2, seed=0)
 

@@ -10,6 +10,7 @@ import torch
 
 from pvi.errors import PviError
 from pvi.plots import plot_forest, plot_ppc, scale_groups
+from pvi.posterior.arviz import load
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,9 +62,7 @@ def small_sites(idata: Any) -> tuple[list[str], list[str]]:
 
 def summary(idata: Any, var_names: Sequence[str]) -> str:
     """arviz's table of means, sds and intervals, without statistics meant for Markov chains."""
-    import arviz
-
-    return arviz.summary(idata, var_names=list(var_names), kind="stats").to_string()
+    return load().summary(idata, var_names=list(var_names), kind="stats").to_string()
 
 
 def forests(idata: Any, var_names: Sequence[str], out: Path) -> list[Picture]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pvi.plots.figures import check_matplotlib, new_figure
+from pvi.posterior.arviz import load
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,9 +122,7 @@ def legend_line(color: str) -> "Line2D":
 
 def _arviz() -> Any:  # untyped: each version lacks what the other has
     check_matplotlib()
-    import arviz
-
-    return arviz
+    return load()
 
 
 def _is_old(arviz: Any) -> bool:

@@ -1,5 +1,6 @@
 """A posterior as an `xarray.DataTree`, and in the form that the installed arviz opens."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,20 @@ Coords = Mapping[str, Any]
 Dims = Mapping[str, Sequence[str]]
 
 
+def load() -> Any:
+    """arviz, without the notice of its refactoring that 0.23 gives once a day."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
+        import arviz
+    return arviz
+
+
 def to_arviz(posterior: "Posterior", num_draws: int = 1000, **options: Any) -> Any:
     """`to_datatree` for arviz 1.x; the same as `arviz.InferenceData` for arviz 0.x."""
-    import arviz
-
+    arviz = load()
     tree = to_datatree(posterior, num_draws, **options)
     if arviz.__version__.startswith("0."):
-        return arviz.InferenceData.from_datatree(tree)  # pyright: ignore[reportAttributeAccessIssue]
+        return arviz.InferenceData.from_datatree(tree)
     return tree
 
 
