@@ -129,9 +129,15 @@ def _check_names(config: Mapping, model: Program, args: tuple, kwargs: Mapping) 
         ).items()
         if not node["is_observed"]
     ]
-    for name in config:
-        if name not in known and name.removesuffix("_base") not in config:
+    for name, one in config.items():
+        of_base = name.endswith("_base") and name.removesuffix("_base") in config
+        if name not in known and not of_base:
             raise ModelError(f"reparam names site '{name}', which is no latent; they are {known}")
+        if not isinstance(one, Reparam):
+            raise ModelError(
+                f"reparam needs a reparameteriser of pyro.infer.reparam for site '{name}', such as "
+                f"LocScaleReparam(0.0); got {one!r}"
+            )
 
 
 def _wrapped(model: Program, config: Any) -> Program:

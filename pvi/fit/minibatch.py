@@ -11,7 +11,7 @@ from torch.distributions import biject_to
 
 from pvi.engine.data import Data
 from pvi.engine.subsampling import Minibatch, plate_frames
-from pvi.engine.traces import Program, density, run_hidden, sample_nodes
+from pvi.engine.traces import Program, density, deterministic_nodes, run_hidden, sample_nodes
 from pvi.errors import GuideError, ModelError
 from pvi.guides import Guide, prior_median
 
@@ -44,7 +44,7 @@ def data_plates(
     """
     n1 = _probe_size(data, batch_size)
     n2 = n1 // 2
-    first, second = (_nodes(model, data, torch.arange(n)) for n in (n1, n2))
+    first, second = (sample_nodes(_trace(model, data, torch.arange(n))) for n in (n1, n2))
     if first.keys() != second.keys():
         raise ModelError(
             "the model's sites depend on the batch's length "
@@ -116,10 +116,12 @@ def check_additive(model: Program, data: Data, batch_size: int, plates: frozense
         ModelError: naming the site that does not, as with `x.mean()` or `1 / len(x)` in the model.
     """
     n = _probe_size(data, batch_size)
-    whole = _nodes(model, data, torch.arange(n), seed=1)
-    same = _trace(model, data, torch.arange(n), given=whole)
+    first = _trace(model, data, torch.arange(n), seed=1)
+    whole = sample_nodes(first)
+    values = whole | deterministic_nodes(first)  # a reparameterised site is asked for by its name
+    same = _trace(model, data, torch.arange(n), given=values)
     halves = [torch.arange(n // 2), torch.arange(n // 2, n)]
-    traces = [_trace(model, data, h, given=_rows(whole, plates, h)) for h in halves]
+    traces = [_trace(model, data, h, given=_rows(values, plates, h)) for h in halves]
     _check_effects(same.effects, traces[0].effects, plates)
     again, *parts = map(sample_nodes, (same, *traces))
     if any(not torch.equal(_total(whole[k])[0], _total(again[k])[0]) for k in whole):
@@ -162,16 +164,10 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(torch.isclose(a, b, rtol=1e-4, atol=1e-6).all())
 
 
-def _nodes(
-    model: Program, data: Data, rows: Tensor, given: Mapping | None = None, seed: int = 0
-) -> dict[str, dict]:
-    """Sample nodes of the model on some rows, latents at a random point or at `given`."""
-    return sample_nodes(_trace(model, data, rows, given, seed))
-
-
 def _trace(
     model: Program, data: Data, rows: Tensor, given: Mapping | None = None, seed: int = 0
 ) -> Any:
+    """The model on some rows, latents at a random point or at `given`."""
     args, kwargs = data.rows(rows)
 
     def start(site: Mapping) -> Tensor:
