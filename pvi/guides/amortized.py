@@ -108,6 +108,7 @@ class Amortized(Guide):
 
     def _build(self) -> None:
         """The conditional flows; all other parameters are the encoder's."""
+        self._empty("flows")
         for name, width in self.widths.items():
             latent = self.latents[name]
             flow = make_flow(self.kind, latent.event_shape.numel(), width, self.options)
