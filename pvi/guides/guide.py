@@ -139,7 +139,7 @@ class Guide(PyroModule, metaclass=_Abstract):
             cut = value.dim() - latent.value_dim
             batch = len(latent.batch_shape)
             shape = value.shape[cut - batch :] if batch else value.shape[cut:]
-            values[name] = value.reshape(num_draws, *shape)
+            values[name] = value.detach().reshape(num_draws, *shape)
         return values
 
     def log_prob(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -213,7 +213,8 @@ class Guide(PyroModule, metaclass=_Abstract):
                 torch.manual_seed(0)
                 draws = self.sample(NUM_DRAWS, *args, **kwargs)
                 found |= {n: of_draws(draws[n]) for n, value in found.items() if value is None}
-        return {name: value for name, value in found.items() if value is not None}
+        # clones: a site's mean may be the parameter itself, which training goes on to change
+        return {name: x.detach().clone() for name, x in found.items() if x is not None}
 
     def _padded(self, latent: Latent, value: Tensor) -> Tensor:
         """Draws `(S, *site shape)` with the particles left of all plates."""
