@@ -264,4 +264,4 @@ def test_path_gradients(name: str, bound: str) -> None:
     se = ((one.var(0) + two.var(0)) / repeats).sqrt()
     gap = (one.mean(0) - two.mean(0)).abs()
     assert bool((gap < 5 * se + EXACT).all())
-    assert float(one.mean(0).abs().max()) > 10 * float(se.median())  # off the optimum indeed
+    assert bool((two.mean(0).abs() > 5 * two.std(0) / repeats**0.5).any())  # off the optimum
