@@ -130,7 +130,8 @@ def _check_names(config: Mapping, model: Program, args: tuple, kwargs: Mapping) 
         if not node["is_observed"]
     ]
     for name in config:
-        if name not in known and name.removesuffix("_base") not in config:
+        base = name.removesuffix("_base")  # of a site that `TransformReparam` takes apart
+        if name not in known and (base == name or base not in config):
             raise ModelError(f"reparam names site '{name}', which is no latent; they are {known}")
 
 
