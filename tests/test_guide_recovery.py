@@ -24,6 +24,7 @@ from pvi.guides import (
     Mixture,
     Structured,
 )
+from pvi.guides.mode import LogJoint
 from tests.scenarios import Program, isolated, nested_model, normal_log_z, randn
 
 PATH: Any = {"gradient": "path"}  # no noise at an optimum that is exact
@@ -195,6 +196,18 @@ class TestModes:
         assert float(guide.point.p.detach()) == pytest.approx(5 / 9, abs=1e-4)
         laplace: Any = Laplace(model).setup(y)  # the mode in unconstrained space: (a+k) / (a+b+n)
         assert float(torch.sigmoid(laplace.loc.p.detach())) == pytest.approx(6 / 11, abs=1e-7)
+
+    def test_a_step_too_far(self) -> None:
+        """Where a distribution would refuse its parameters, the density is not finite."""
+
+        def model() -> None:
+            s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(0.0, s), obs=torch.tensor(0.4))
+
+        guide: Any = Laplace(model).setup()
+        f = LogJoint(model, guide._layout, (), {})
+        assert not any(bool(f(torch.tensor([u])).isfinite()) for u in (-1000.0, 1000.0))
+        assert bool(f(torch.tensor([1.0])).isfinite())
 
     def test_no_mode(self) -> None:
         def model() -> None:

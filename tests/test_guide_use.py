@@ -96,6 +96,24 @@ class TestGroup:
             found = guide.log_prob({n: draws.values[n] for n in guide.latents})
             torch.testing.assert_close(found.detach(), draws.log_q)
 
+    def test_exact_kl_under_another_parts_components(self) -> None:
+        """The prior of a site may have a dimension for each component of the sites before."""
+
+        def model(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                w = pyro.sample("w", dist.Normal(z, 1.0))
+                pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+        x, num = randn(3), 3000
+        guide = Group({"z": Mixture(2), "w": FullRank}, model).setup(x)
+        with torch.no_grad():
+            terms = [pvi.ELBO(num, kl=kl).terms(model, guide, x)["w"] for kl in ("exact", "sample")]  # type: ignore[arg-type]
+        assert terms[0].how == "exact"
+        kls = [term.per_particle() for term in terms]
+        se = float((kls[0].var() + kls[1].var()) / num) ** 0.5
+        assert abs(float(kls[0].mean() - kls[1].mean())) < 4 * se
+
 
 class TestArguments:
     @pytest.mark.parametrize(
