@@ -88,14 +88,14 @@ class TestNormal:
 
     def test_full_rank_across_sites(self) -> None:
         y = randn(3) + 1.0
-        close(fitted(two_sites, FullRank(), y, 1200), *two_sites_posterior(y))
+        close(fitted(two_sites, FullRank(), y, 900), *two_sites_posterior(y))
 
     def test_low_rank(self) -> None:
         """Data that say nothing: the posterior is the prior, diagonal plus rank 1."""
         w = torch.tensor([1.0, -0.5, 0.8, 0.3])
         cov = w.outer(w) + torch.tensor([0.5, 0.2, 0.4, 0.3]).diag()
         y, design = torch.zeros(1), torch.zeros(1, 4)
-        guide = fitted(regression(cov, design), LowRank(rank=1), y, 1500)
+        guide = fitted(regression(cov, design), LowRank(rank=1), y, 1000)
         close(guide, *posterior_of(cov, design, y))
 
     @pytest.mark.parametrize("seed", [0, 1])
@@ -119,7 +119,7 @@ class TestStructured:
 
     def test_vectors_in_a_plate(self) -> None:
         x = randn(4, 2)
-        guide = fitted(self.model, Structured(), x, 1500)
+        guide = fitted(self.model, Structured(), x, 900)
         eye, cov = torch.eye(2), torch.tensor([[1.0, 0.6], [0.6, 1.0]])
         marginal = torch.kron(torch.ones(4, 4), eye) + torch.kron(torch.eye(4), cov + eye)
         log_z = float(MultivariateNormal(torch.zeros(8), marginal).log_prob(x.reshape(-1)))
@@ -143,7 +143,7 @@ class TestStructured:
 
     def test_without_dependence_the_bound_is_lower(self) -> None:
         x = randn(6)
-        guide = fitted(nested_model, Structured(depends_on={"z": []}), x)
+        guide = fitted(nested_model, Structured(depends_on={"z": []}), x, 200)
         assert pvi.ELBO(500).bound(nested_model, guide, x) < normal_log_z(x, shared=1.0) - 0.1
 
 
