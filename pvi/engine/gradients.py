@@ -7,6 +7,7 @@ differentiated: REINFORCE with a leave-one-out baseline, VIMCO (Mnih and Rezende
 alpha != 1.
 """
 
+import warnings
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -122,7 +123,9 @@ def frozen(leaves: Iterable[Tensor]) -> Iterator[None]:
     try:
         for leaf in held:
             leaf.requires_grad_(False)
-        yield
+        with warnings.catch_warnings():  # Pyro's, of modules with such parameters
+            warnings.filterwarnings("ignore", ".*was not registered in the param store")
+            yield
     finally:
         for leaf in held:
             leaf.requires_grad_(True)

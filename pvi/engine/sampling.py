@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -153,7 +154,10 @@ class Sampler:
 
         def again(values: Mapping[str, Tensor]) -> Any:
             with rng_at(rng), frozen(leaves), Values(values):
-                return run(guide, self.args, self.kwargs, indices)
+                trace = run(guide, self.args, self.kwargs, indices)
+                for node in sample_nodes(trace).values():
+                    node["fn"] = _evaluated(node["fn"], node["value"])
+                return trace
 
         held = again({**fixed, **inner})
         sites = pair(held, model_trace)
@@ -166,6 +170,15 @@ class Sampler:
         terms = self._terms(guide_trace, model_trace, num, sites)
         through_only = make_terms(control, {}, num, self.plan.depth(num))
         return Draw(terms, guide_trace, [tap], through_only)
+
+
+def _evaluated(fn: Any, value: Tensor) -> Any:
+    """The distribution with this value's density computed now: flows look up their parameters only
+    when they are asked for it, and these must be the frozen ones.
+    """
+    known, log_prob = copy(fn), fn.log_prob(value)
+    known.log_prob = lambda x: log_prob if x is value else fn.log_prob(x)
+    return known
 
 
 def _tapped(tap: Tap, node: Any) -> Tensor:

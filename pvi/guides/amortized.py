@@ -108,6 +108,7 @@ class Amortized(Guide):
 
     def _build(self) -> None:
         """The conditional flows; all other parameters are the encoder's."""
+        self._empty("flows")
         for name, width in self.widths.items():
             latent = self.latents[name]
             flow = make_flow(self.kind, latent.event_shape.numel(), width, self.options)
@@ -122,7 +123,17 @@ class Amortized(Guide):
 
     def _check(self, latent: Latent, rows: dict[str, Row]) -> None:
         """Say what is wrong with an encoder's output while it can still be told apart."""
-        fn, frames = self._distribution(latent, rows), _frames(latent)
+        frames, advice = (
+            _frames(latent),
+            "Scale its inputs, or start its last layer with small weights.",
+        )
+        try:
+            fn = self._distribution(latent, rows)
+        except ValueError as error:
+            raise GuideError(
+                f"the encoder's first output for site '{latent.name}' is no valid parameter "
+                f"({str(error).splitlines()[0]}). {advice}"
+            ) from error
         if len(fn.batch_shape) != len(latent.batch_shape) or fn.batch_shape.numel() == 0:
             raise GuideError(
                 f"the encoder gives site '{latent.name}' rows of shape {tuple(fn.batch_shape)}, "
@@ -137,7 +148,7 @@ class Amortized(Guide):
         if not bool(fn.log_prob(fn.sample()).isfinite().all()):
             raise GuideError(
                 f"the encoder's first output for site '{latent.name}' gives a density that is not "
-                "finite. Scale its inputs, or start its last layer with small weights."
+                f"finite. {advice}"
             )
 
     def _family(self, name: str) -> str:

@@ -32,6 +32,7 @@ class Delta(Guide):
         self.point = PyroModule()
 
     def _build(self) -> None:
+        self._empty("point")
         for latent in self.latents.values():
             value = latent.transform(latent.loc)
             setattr(self.point, latent.key, PyroParam(value, latent.support, latent.value_dim))

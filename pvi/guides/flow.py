@@ -147,6 +147,8 @@ class Flow(NormalGuide):
         super()._build()
         self._layout = Layout(self.latents.values())
         start = self._layout.start()
+        if "flow" in self._modules:
+            del self.flow  # from Pyro's store too, whose weights would be trained instead
         self.flow = make_flow(self.kind, self._layout.size, 0, self.options).to(start)
 
     @property

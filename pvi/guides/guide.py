@@ -63,6 +63,7 @@ class Guide(PyroModule, metaclass=_Abstract):
         self.init_loc_fn, self.init_scale = init_loc_fn, init_scale
         self.latents: dict[str, Latent] = {}
         self.plate_sizes: dict[str, int] = {}
+        self._whole = False  # whether subsampled plates are drawn in full
 
     @property
     def model(self) -> Program | None:
@@ -96,6 +97,8 @@ class Guide(PyroModule, metaclass=_Abstract):
     def adopt(self, found: Iterable[Latent], args: tuple, kwargs: Mapping) -> None:
         """Create the parameters for these sites of the model at these arguments."""
         self.latents = {latent.name: latent for latent in found}
+        if self.joint:
+            self._check_whole()
         self.plate_sizes = self._rows()
         self._build()
 
@@ -117,20 +120,26 @@ class Guide(PyroModule, metaclass=_Abstract):
     def sample(self, num_draws: int = 1, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draws of every latent site, `(num_draws, *site shape)`, without gradients.
 
+        All elements of every plate, also where the model takes some of them a call.
+
         Args:
             args, kwargs: the model's arguments, where the guide depends on them.
         """
         if not self.latents:
             self.setup(*args, **kwargs)
-        with torch.no_grad():
-            nodes = sample_nodes(run(particles(self, num_draws, self._nesting), args, kwargs))
+        self._whole = True
+        try:
+            with torch.no_grad():
+                nodes = sample_nodes(run(particles(self, num_draws, self._nesting), args, kwargs))
+        finally:
+            self._whole = False
         values = {}
         for name, latent in self.latents.items():
             value = nodes[name]["value"]
             cut = value.dim() - latent.value_dim
             batch = len(latent.batch_shape)
             shape = value.shape[cut - batch :] if batch else value.shape[cut:]
-            values[name] = value.reshape(num_draws, *shape)
+            values[name] = value.detach().reshape(num_draws, *shape)
         return values
 
     def log_prob(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -204,7 +213,8 @@ class Guide(PyroModule, metaclass=_Abstract):
                 torch.manual_seed(0)
                 draws = self.sample(NUM_DRAWS, *args, **kwargs)
                 found |= {n: of_draws(draws[n]) for n, value in found.items() if value is None}
-        return {name: value for name, value in found.items() if value is not None}
+        # clones: a site's mean may be the parameter itself, which training goes on to change
+        return {name: x.detach().clone() for name, x in found.items() if x is not None}
 
     def _padded(self, latent: Latent, value: Tensor) -> Tensor:
         """Draws `(S, *site shape)` with the particles left of all plates."""
@@ -216,6 +226,19 @@ class Guide(PyroModule, metaclass=_Abstract):
     def _nesting(self) -> int:
         return max((len(latent.batch_shape) for latent in self.latents.values()), default=0)
 
+    def _check_whole(self) -> None:
+        """Refuse subsamples: one draw of all elements has no part for each of them."""
+        for latent in self.latents.values():
+            for plate in latent.plates:
+                if plate.size < plate.full_size:
+                    raise GuideError(
+                        f"{type(self).__name__} has one joint distribution over site "
+                        f"'{latent.name}' in all {plate.full_size} elements of plate "
+                        f"'{plate.name}', but the model takes {plate.size} of them a call. Use "
+                        "pvi.guides.Structured or Amortized for it (others for the rest: "
+                        "pvi.guides.Group), or no subsample_size."
+                    )
+
     def _require_setup(self) -> None:
         if not self.latents:
             raise GuideError(f"this {type(self).__name__} is not set up: call setup(...) first")
@@ -226,7 +249,8 @@ class Guide(PyroModule, metaclass=_Abstract):
         lengths = self._lengths(past) | self.plate_sizes
         plates = {}
         for name, plate in frames.items():
-            subsample_size = plate.size if plate.size < plate.full_size else None
+            part = plate.size < plate.full_size and not self._whole
+            subsample_size = plate.size if part else None
             plates[name] = pyro.plate(name, lengths[name], subsample_size, dim=plate.dim)
         return plates
 
@@ -284,6 +308,14 @@ class Guide(PyroModule, metaclass=_Abstract):
         self.latents = {latent.name: latent for latent in found}
         self.plate_sizes = dict(structure["plate_sizes"])
         self._build()
+
+    def _empty(self, *names: str) -> None:
+        """Drop what an earlier setup has put into these modules, from Pyro's store too."""
+        for name in names:
+            module = self._modules[name]
+            assert isinstance(module, PyroModule)
+            for key in [*module._pyro_params, *module._modules]:
+                delattr(module, key)
 
     @abstractmethod
     def _build(self) -> None:

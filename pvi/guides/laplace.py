@@ -86,7 +86,8 @@ class Laplace(FullRank):
         for name, latent in self.latents.items():
             setattr(self.loc, latent.key, locs[name])
             setattr(self.scale, latent.key, scales[name])
-        self.correlation = tril / scale.unsqueeze(-1)
+        # LAPACK's factors are column-major, which safetensors refuses
+        self.correlation = (tril / scale.unsqueeze(-1)).contiguous()
 
 
 def _derivatives(f: LogJoint, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,7 @@ class MatrixNormal(NormalGuide):
         self.columns = PyroModule()
 
     def _build(self) -> None:
+        self._empty("loc", "scale", "rows", "columns")
         for latent in self.latents.values():
             if latent.event_dim < 2:
                 self._create_normal(latent)

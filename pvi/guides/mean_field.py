@@ -31,6 +31,7 @@ class NormalGuide(Guide):
         self.scale = PyroModule()
 
     def _build(self) -> None:
+        self._empty("loc", "scale")
         for latent in self.latents.values():
             self._create_normal(latent)
 

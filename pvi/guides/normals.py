@@ -74,10 +74,11 @@ class JointNormal(TorchDistribution):
 
     def divergence(self, loc: Tensor, scale: Tensor) -> Tensor:
         """KL against independent normals of these means and scales, `(*batch)`, nats."""
-        loc, scale = (self._flat(x.expand(self.loc.shape)) for x in (loc, scale))
+        shape = torch.broadcast_shapes(self.loc.shape, loc.shape, scale.shape)
+        loc, scale = (self._flat(x.expand(shape)) for x in (loc, scale))
         second_moment = self.marginal_variance + (self._flat(self.loc) - loc).square()
         kl = scale.log() - self.log_scale + 0.5 * (second_moment / scale.square() - 1.0)
-        return self._sum(kl, self.loc.shape)
+        return self._sum(kl, shape)
 
     def _flat(self, x: Tensor) -> Tensor:
         """The correlated dimensions as one vector, `(..., n)`."""

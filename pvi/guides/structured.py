@@ -58,6 +58,7 @@ class Structured(NormalGuide):
 
     def _build(self) -> None:
         super()._build()
+        self._empty("within", "on")
         self._check_names()
         names = list(self.latents)
         self.parents = {n: self._parents(n, names[:i]) for i, n in enumerate(names)}
