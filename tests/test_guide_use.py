@@ -321,3 +321,27 @@ def test_guide_by_hand() -> None:
     fit = pvi.fit(local_model, amortised_guide, randn(6), steps=200, seed=0)
     z = fit.posterior.sample(4000, seed=0)["z"].mean(0)  # x / 2, by a slope that was fitted
     torch.testing.assert_close(z, randn(6) / 2, atol=0.1, rtol=0)
+
+
+class TestSupports:
+    def test_bound_by_another_latent(self) -> None:
+        def model(x: Tensor) -> None:
+            top = pyro.sample("top", dist.HalfNormal(1.0))
+            u = pyro.sample("u", dist.Uniform(torch.zeros(()), top))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(u, 1.0), obs=x)
+
+        with pytest.raises(GuideError, match="support of site 'u' depends on another latent"):
+            pvi.fit(model, data=randn(5), steps=2)
+
+    def test_bounds_of_rows_need_all_rows(self) -> None:
+        def model(x: Tensor, top: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                u = pyro.sample("u", dist.Uniform(torch.zeros_like(top), top))
+                pyro.sample("x", dist.Normal(u, 1.0), obs=x)
+
+        x, top = randn(9), 1.0 + randn(9).square()
+        fit = pvi.fit(model, data=(x, top), steps=20, seed=0)
+        assert bool((fit.posterior.sample(100, seed=0)["u"] < top).all())
+        with pytest.raises(GuideError, match="site 'u' has another bound in each row"):
+            pvi.fit(model, data=(x, top), batch_size=4, steps=2)

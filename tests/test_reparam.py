@@ -41,7 +41,9 @@ def data() -> tuple[Tensor, Tensor]:
 
 class TestSchools:
     @pytest.mark.parametrize(
-        "how", ["noncentered", "learned", {"theta": LocScaleReparam(0.0)}], ids=str
+        "how",
+        ["noncentered", "learned", {"theta": LocScaleReparam(0.0)}],
+        ids=["0", "learned", "dict"],
     )
     def test_sites_stay_and_the_bound_rises(self, how: Any) -> None:
         options: Any = {"steps": 400, "seed": 0}
@@ -61,6 +63,14 @@ class TestSchools:
             draws["mu"].unsqueeze(-1) + draws["tau"].unsqueeze(-1) * draws["theta_decentered"]
         )
         torch.testing.assert_close(draws["theta"], expected)
+
+
+def test_diagnosis_advises_it() -> None:
+    """Where a location or scale is latent and the weights are not good; not afterwards."""
+    centred = pvi.fit(schools, data=data(), steps=300, seed=0)
+    assert any("reparam='noncentered'" in reason for reason in centred.diagnose(2000).reasons)
+    other = pvi.fit(schools, data=data(), reparam="noncentered", steps=300, seed=0)
+    assert not any("reparam" in reason for reason in other.diagnose(2000).reasons)
 
 
 @pytest.mark.parametrize("how", ["noncentered", "learned"])

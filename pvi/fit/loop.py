@@ -27,7 +27,8 @@ from pvi.fit.minibatch import Minibatches, check_additive, data_plates
 from pvi.fit.progress import Progress
 from pvi.fit.result import Fit, History
 from pvi.fit.schedule import Schedule
-from pvi.guides import Guide, Laplace, MeanField, bound
+from pvi.guides import Guide, Laplace, MeanField
+from pvi.guides.guide import as_guide
 from pvi.posterior import Posterior
 
 TEMPERED = (
@@ -115,8 +116,13 @@ def fit(
         stack.enter_context(torch.device(device) if device is not None else nullcontext())
         rows = as_data(data, args, kwargs, model, device)
         if reparam is not None:
+            if isinstance(guide, Guide) and guide.model is not None:
+                raise GuideError(
+                    f"with reparam= the model has other sites than the one that this "
+                    f"{type(guide).__name__} was made for. Make it without a model."
+                )
             model = reparametrized(model, reparam, *rows.whole())
-        guide = bound(MeanField if guide is None else guide, model)
+        guide = as_guide(MeanField if guide is None else guide, model)
         if not callable(guide):
             raise GuideError(f"guide must be a Pyro program, got {type(guide).__name__}")
         for program in (model, guide):

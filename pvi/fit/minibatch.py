@@ -258,6 +258,8 @@ class Minibatches:
 
 def _check_rows(guide: Program, plates: frozenset[str], numbered: bool) -> None:
     """Refuse guides whose rows can't be matched with those of a batch."""
+    if isinstance(guide, Guide):
+        _check_bounds(guide, plates)
     for part in [guide, *(guide if isinstance(guide, AutoGuideList) else [])]:
         local = sorted(plates & _own_plates(part))
         name = type(part).__name__
@@ -272,6 +274,18 @@ def _check_rows(guide: Program, plates: frozenset[str], numbered: bool) -> None:
             raise GuideError(
                 f"{name} has parameters for each row of plate '{local[0]}', but a DataLoader does "
                 "not say which rows it gives. Pass its Dataset as data, with batch_size."
+            )
+
+
+def _check_bounds(guide: Guide, plates: frozenset[str]) -> None:
+    """Refuse supports with a bound for each row: the guide has those of all rows at once."""
+    for latent in guide.latents.values():
+        if any(p.name in plates for p in latent.plates) and any(b.dim() for b in latent.bounds):
+            raise GuideError(
+                f"the support of site '{latent.name}' has another bound in each row, which "
+                f"{type(guide).__name__} can't follow through minibatches. Sample a fraction on a "
+                "fixed support and make the site from it with pyro.deterministic, or fit without "
+                "batch_size."
             )
 
 

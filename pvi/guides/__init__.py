@@ -5,7 +5,7 @@ from pvi.guides.delta import Delta
 from pvi.guides.flow import Flow
 from pvi.guides.full_rank import FullRank
 from pvi.guides.group import Group
-from pvi.guides.guide import Guide, bound
+from pvi.guides.guide import Guide
 from pvi.guides.init import init_to, init_to_module, prior_median
 from pvi.guides.laplace import Laplace
 from pvi.guides.low_rank import LowRank
@@ -27,7 +27,6 @@ __all__ = [
     "MeanField",
     "Mixture",
     "Structured",
-    "bound",
     "init_to",
     "init_to_module",
     "prior_median",

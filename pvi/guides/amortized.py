@@ -193,9 +193,11 @@ class Amortized(Guide):
 
     def _lengths(self, past: dict[str, Row]) -> dict[str, int]:
         lengths = {}
-        for latent in self.latents.values():
-            shape = self._distribution(latent, past).batch_shape
-            lengths |= {plate.name: shape[dim] for dim, plate in _frames(latent).items()}
+        for name, latent in self.latents.items():
+            row = past[name]
+            shape = (row[0] if isinstance(row, tuple) else row).shape
+            frames = _frames(latent).values()
+            lengths |= {p.name: size for p, size in zip(frames, shape, strict=False)}
         return lengths
 
     def _distribution(self, latent: Latent, past: dict[str, Row]) -> Any:

@@ -149,6 +149,8 @@ def _made(key: Any, part: Any) -> Guide:
             f"without a model), got {part!r}. A Pyro program can't be a part: write the sites by "
             "hand, or call both guides from one function."
         )
+    if made.init_loc_fn != "median":
+        raise GuideError(f"give init_loc_fn to Group: its part for {key!r} takes the start from it")
     if isinstance(made, Laplace):
         raise GuideError("Laplace needs the mode of all sites together, so it can't be a part")
     return made

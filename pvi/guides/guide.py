@@ -11,7 +11,6 @@ import pyro
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
-from torch.distributions import IndependentTransform
 
 from pvi.engine.traces import Program, particles, preserved_rng, run, sample_nodes
 from pvi.errors import GuideError
@@ -20,6 +19,7 @@ from pvi.guides.layout import Layout
 from pvi.guides.mode import find_mode
 from pvi.guides.prototype import Latent, latents
 from pvi.guides.structure import describe, latent_of, pack, unpack
+from pvi.guides.summaries import empirical_quantiles, is_elementwise, normal_quantiles
 
 _NUMBERS = count(1)  # guides in Pyro's global store must not share names, or they share values
 NUM_DRAWS = 10_000  # for means and quantiles without a closed form
@@ -186,12 +186,9 @@ class Guide(PyroModule, metaclass=_Abstract):
         def exact(latent: Latent, loc: Tensor, scale: Tensor) -> Tensor | None:
             if not is_elementwise(latent.transform):
                 return None
-            to_model = latent.transform
-            z = torch.special.ndtri(p.to(loc)).reshape(p.shape + (1,) * loc.dim())
-            rising = to_model(loc + scale) > to_model(loc - scale)
-            return to_model(loc + scale * torch.where(rising, z, -z))
+            return normal_quantiles(latent.transform, loc, scale, p)
 
-        return self._summary(exact, lambda draws: _quantiles(draws, p), args, kwargs)
+        return self._summary(exact, lambda draws: empirical_quantiles(draws, p), args, kwargs)
 
     def _summary(
         self,
@@ -312,8 +309,7 @@ class Guide(PyroModule, metaclass=_Abstract):
     def _empty(self, *names: str) -> None:
         """Drop what an earlier setup has put into these modules, from Pyro's store too."""
         for name in names:
-            module = self._modules[name]
-            assert isinstance(module, PyroModule)
+            module: Any = self._modules[name]
             for key in [*module._pyro_params, *module._modules]:
                 delattr(module, key)
 
@@ -326,7 +322,7 @@ class Guide(PyroModule, metaclass=_Abstract):
         """The distribution of one site, given what came before it."""
 
 
-def bound(guide: Any, model: Program) -> Any:
+def as_guide(guide: Any, model: Program) -> Any:
     """The guide to use with a model: a class of ours is made, and one without a model gets it.
 
     Raises:
@@ -341,20 +337,3 @@ def bound(guide: Any, model: Program) -> Any:
         except TypeError as error:
             raise GuideError(f"guide is the class {name}, which needs arguments: {error}") from None
     return guide.bind(model) if isinstance(guide, Guide) else guide
-
-
-def is_elementwise(transform: Any) -> bool:
-    """Whether a bijection maps each number by itself."""
-    while isinstance(transform, IndependentTransform):
-        transform = transform.base_transform
-    return transform.domain.event_dim == 0 and transform.codomain.event_dim == 0
-
-
-def _quantiles(draws: Tensor, probs: Tensor) -> Tensor:
-    """Empirical quantiles along the first dimension; `torch.quantile` has a limit in size."""
-    ordered = draws.sort(0).values
-    place = probs.to(draws).reshape(-1) * (len(draws) - 1)
-    low = place.floor().long()
-    weight = (place - low).reshape(-1, *(1,) * (draws.dim() - 1))
-    found = torch.lerp(ordered[low], ordered[(low + 1).clamp(max=len(draws) - 1)], weight)
-    return found.reshape((*probs.shape, *draws.shape[1:]))

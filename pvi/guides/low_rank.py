@@ -56,8 +56,8 @@ class LowRank(NormalGuide):
         start = self._layout.start()
         rank = self.rank or max(1, min(20, round(self._layout.size**0.5)))
         # Not zero, where the gradient of W is zero too; small beside d; the same in every run.
-        generator = torch.Generator().manual_seed(0)
-        factor = torch.randn(self._layout.size, rank, generator=generator, dtype=start.dtype)
+        generator, like = torch.Generator().manual_seed(0), {"dtype": start.dtype, "device": "cpu"}
+        factor = torch.randn(self._layout.size, rank, generator=generator, **like)
         self.factor = PyroParam(0.1 * factor.to(start) / rank**0.5, constraints.real)
 
     def _begin(self, args: tuple, kwargs: Mapping) -> dict[str, Tensor]:

@@ -71,6 +71,8 @@ class Mixture(Guide):
                     "MeanField, LowRank, FullRank, Structured or MatrixNormal; got "
                     f"{type(part).__name__}"
                 )
+            if part.init_loc_fn != "median":
+                raise GuideError("give init_loc_fn to Mixture: its components start around it")
             setattr(self.components, f"component{j}", part)
 
     @property
@@ -82,7 +84,9 @@ class Mixture(Guide):
         start = self._layout.start()
         generator = torch.Generator().manual_seed(0)
         for part in self._parts:
-            shift = torch.randn(start.shape, generator=generator, dtype=start.dtype).to(start)
+            shift = torch.randn(
+                start.shape, generator=generator, dtype=start.dtype, device="cpu"
+            ).to(start)
             locs = self._layout.split(start + self.spread * shift)
             found = [replace(x, loc=locs[name]) for name, x in self.latents.items()]
             part.adopt(found, (), {})
@@ -110,11 +114,14 @@ class Mixture(Guide):
         if log_weights.dim() > 1:
             padding = (1,) * (self._layout.nesting - rows)
             log_weights = log_weights.reshape((*log_weights.shape, *padding))
-        return Mixed(parts, log_weights, past["chosen"], rows, latent.support)
+        past["mixed"] = Mixed(parts, log_weights, past["chosen"], rows, latent.support)
+        return past["mixed"]
 
     def _passed(self, latent: Latent, value: Tensor, past: Past) -> None:
         """What this site's draw says of the component that it came from."""
-        log_probs = self._distribution(latent, past).component_log_probs(value)
+        if latent.name == list(self.latents)[-1]:
+            return
+        log_probs = past["mixed"].component_log_probs(value)
         outer = log_probs.shape[: max(1, log_probs.dim() - self._layout.nesting)]
         log_probs = log_probs.reshape((*outer, -1)).sum(-1)
         past["log_weights"] = _aligned(past["log_weights"], log_probs.dim() - 1) + log_probs

@@ -165,7 +165,7 @@ class LowRankNormal(JointNormal):
         return new
 
     def _noise(self, like: Tensor) -> Tensor:
-        u = torch.randn(*like.shape[:-1], self.factor.shape[-1], dtype=like.dtype).to(like)
+        u = torch.randn_like(like[..., :1].expand(*like.shape[:-1], self.factor.shape[-1]))
         return (self.factor @ u.unsqueeze(-1)).squeeze(-1) + self.diagonal * torch.randn_like(like)
 
     @cached_property

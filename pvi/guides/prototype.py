@@ -13,7 +13,7 @@ from torch.distributions import biject_to, constraints
 from pvi.engine.checks import is_real
 from pvi.engine.traces import Plate, Program, plates_of, run_hidden, sample_nodes
 from pvi.errors import GuideError, ModelError
-from pvi.guides.init import InitLoc
+from pvi.guides.init import InitLoc, prior_median
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,20 @@ class Latent:
         return value if self.is_real else self.transform.inv(value)
 
     @property
+    def bounds(self) -> list[Tensor]:
+        """What its support is bounded by, where that is no number."""
+        return _bounds(self.support)
+
+    @property
     def value_dim(self) -> int:
         """Dimensions of one event in the model's own space."""
         return self.event_dim + self.transform.codomain.event_dim - self.transform.domain.event_dim
+
+
+def _bounds(support: Any) -> list[Tensor]:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return [x for x in vars(support).values() if isinstance(x, Tensor)]
 
 
 def latents(model: Program, init_loc_fn: InitLoc, args: tuple, kwargs: Mapping) -> list[Latent]:
@@ -84,7 +95,34 @@ def latents(model: Program, init_loc_fn: InitLoc, args: tuple, kwargs: Mapping) 
     ]
     if not found:
         raise ModelError("the model has no latent site, so there is nothing to build a guide for")
+    if any(latent.bounds for latent in found):
+        _check_bounds(model, found, args, kwargs)
     return found
+
+
+def _check_bounds(model: Program, found: list[Latent], args: tuple, kwargs: Mapping) -> None:
+    """Refuse supports that move with other latents: the guide's stay where they are.
+
+    Raises:
+        GuideError: naming the site.
+    """
+    known = {latent.name: latent for latent in found}
+
+    def elsewhere(site: Mapping) -> Tensor:
+        if site["name"] not in known:
+            return site["fn"].sample()
+        transform = biject_to(site["fn"].support)
+        return transform(transform.inv(prior_median(site)) + 0.5)
+
+    nodes = sample_nodes(run_hidden(InitMessenger(elsewhere)(model), args, kwargs))
+    for name, latent in known.items():
+        pairs = zip(latent.bounds, _bounds(nodes[name]["fn"].support), strict=True)
+        if not all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
+            raise GuideError(
+                f"the support of site '{name}' depends on another latent ({latent.support}), so "
+                "no guide of pvi.guides stays inside it. Sample a fraction on a fixed support, "
+                "such as Uniform(0, 1), and make the site from it with pyro.deterministic."
+            )
 
 
 def _latent(name: str, node: Mapping) -> Latent:

@@ -15,7 +15,8 @@ from pvi.engine.plan import make_plan
 from pvi.engine.reparam import dependent_sites
 from pvi.engine.traces import Program, preserved_rng
 from pvi.errors import ObjectiveError
-from pvi.guides import Guide, bound
+from pvi.guides import Guide
+from pvi.guides.guide import as_guide
 from pvi.posterior.draws import Draws, Runner, stack_draws
 from pvi.posterior.draws import stack as stacked
 from pvi.posterior.local import with_rows
@@ -49,7 +50,7 @@ class Posterior:
         checked: bool = False,
         caveats: tuple[str, ...] = (),
     ):
-        guide = bound(guide, model)
+        guide = as_guide(guide, model)
         self.model, self.guide = model, guide
         self.data = data if isinstance(data, Data) else as_data(data, args, kwargs, model)
         self._device = device
