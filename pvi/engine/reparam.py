@@ -19,7 +19,6 @@ from pyro.poutine.reparam_messenger import ReparamMessenger
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from pvi.engine.gradients import leaves_of
 from pvi.engine.traces import Program, hidden, replaced, run, run_hidden, sample_nodes
 from pvi.errors import ModelError
 
@@ -85,21 +84,30 @@ def dependent_sites(model: Program, args: tuple, kwargs: Mapping) -> dict[str, A
             if node["value"].is_floating_point()
         }
         again = sample_nodes(run(model, args, kwargs, replaced(trace, values)))
-    sources, found = {id(value) for value in values.values()}, {}
-    for name in latent:
-        fn = _loc_scale(again[name]["fn"])
-        if fn is not None and sources & {id(leaf) for leaf in leaves_of([fn.loc, fn.scale])}:
-            found[name] = again[name]["fn"]
+        found = {}
+        for name in latent:
+            fn = _loc_scale(again[name]["fn"])
+            if fn is not None and _moves([fn.loc, fn.scale], list(values.values())):
+                found[name] = again[name]["fn"]
     return found
 
 
+def _moves(parameters: list[Tensor], values: list[Tensor]) -> bool:
+    """Whether a distribution's parameters change with other draws."""
+    total = sum((x.sum() for x in parameters if x.requires_grad), start=torch.zeros(()))
+    if not total.requires_grad:
+        return False
+    slopes = torch.autograd.grad(total, values, allow_unused=True, retain_graph=True)
+    return any(slope is not None and bool(slope.any()) for slope in slopes)
+
+
 def _inside(site: Mapping) -> Tensor:
-    """A point inside the support of any prior, proper or flat."""
+    """A point inside the support of any prior, where no slope vanishes by symmetry."""
     fn = site["fn"]
     if fn.support.is_discrete:
         return fn.sample()
     transform = biject_to(fn.support)
-    return transform(torch.zeros(transform.inverse_shape(fn.shape())))
+    return transform(torch.full(transform.inverse_shape(fn.shape()), 0.3))
 
 
 def _loc_scale(fn: Any) -> Any:
