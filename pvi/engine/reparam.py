@@ -94,9 +94,11 @@ def dependent_sites(model: Program, args: tuple, kwargs: Mapping) -> dict[str, A
 
 def _moves(parameters: list[Tensor], values: list[Tensor]) -> bool:
     """Whether a distribution's parameters change with other draws."""
-    total = sum((x.sum() for x in parameters if x.requires_grad), start=torch.zeros(()))
-    if not total.requires_grad:
+    moving = [x.reshape(-1) for x in parameters if x.requires_grad]
+    if not moving:
         return False
+    x = torch.cat(moving)
+    total = (x * torch.linspace(1.0, 2.0, len(x)).to(x)).sum()  # uneven: contrasts sum to 0
     slopes = torch.autograd.grad(total, values, allow_unused=True, retain_graph=True)
     return any(slope is not None and bool(slope.any()) for slope in slopes)
 
