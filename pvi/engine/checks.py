@@ -24,7 +24,7 @@ from pvi.engine.traces import (
     pair,
     sample_nodes,
 )
-from pvi.errors import DataError, GuideError, ModelError
+from pvi.errors import DataError, GuideError, ModelError, PviError
 
 MISSING = "Drop those rows, impute them, or leave those entries out with obs_mask= or poutine.mask."
 
@@ -108,6 +108,9 @@ def _run(role: str, program: Program, args: tuple, kwargs: Mapping, named: Mappi
     tracer = poutine.trace(program)
     try:
         return tracer.get_trace(*args, **kwargs)
+    except PviError as error:  # Pyro adds the shapes of its trace to the message
+        cause = error.__cause__
+        raise (cause if isinstance(cause, PviError) else error) from None
     except (RuntimeError, ValueError) as error:
         duplicate = re.search(r"Multiple (\w+) sites named '(.+?)'", str(error))
         if duplicate:

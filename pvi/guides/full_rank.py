@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pvi.errors import GuideError
 from pvi.guides.layout import Layout
-from pvi.guides.mean_field import NormalGuide, onto
-from pvi.guides.normals import CholeskyNormal, solve_lower
+from pvi.guides.mean_field import NormalGuide, onto, unconstrained
+from pvi.guides.normals import CholeskyNormal
 from pvi.guides.prototype import Latent
 
 LARGEST = 20_000  # numbers: a factor of 3 GB in float64, and four such tensors to train it
@@ -49,10 +49,10 @@ class FullRank(NormalGuide):
         eye = torch.eye(size, dtype=start.dtype, device=start.device)
         self.correlation = PyroParam(eye, constraints.unit_lower_cholesky)
 
-    def _begin(self, args: tuple, kwargs: Mapping) -> dict[str, Tensor]:
+    def _begin(self, args: tuple, kwargs: Mapping) -> dict[str, Any]:
         return {"tril": self.correlation}
 
-    def _distribution(self, latent: Latent, past: dict[str, Tensor]) -> Any:
+    def _distribution(self, latent: Latent, past: dict[str, Any]) -> Any:
         loc, scale = self._loc_scale(latent)
         rows, tril = self._layout.slices[latent.name], past["tril"]
         shift, spread = self._layout.flat(latent, loc), scale.reshape(-1, 1)
@@ -61,22 +61,20 @@ class FullRank(NormalGuide):
             shift = shift + scale.reshape(-1) * (past["noise"] @ before.mT)
         own = spread * tril[rows, rows]
         mean = self._layout.grid(latent, shift)
-        return onto(latent, CholeskyNormal(mean, own, latent.event_dim, latent.loc.dim()))
+        past["fn"] = onto(latent, CholeskyNormal(mean, own, latent.event_dim, latent.loc.dim()))
+        return past["fn"]
 
-    def _passed(self, latent: Latent, value: Tensor, past: dict[str, Tensor]) -> None:
-        """Find the noise of this draw, which the sites after it depend on."""
+    def _passed(self, latent: Latent, value: Tensor, past: dict[str, Any]) -> None:
+        """Remember the noise of this draw, which the sites after it depend on."""
         if latent.name == list(self.latents)[-1]:
             return
-        loc, scale = (self._layout.flat(latent, x) for x in self._loc_scale(latent))
-        rows, tril = self._layout.slices[latent.name], past["tril"]
-        white = (self._layout.flat(latent, latent.unconstrained(value)) - loc) / scale
-        if "noise" not in past:
-            past["noise"] = solve_lower(tril[rows, rows], white)
-            return
-        noise = past["noise"]
-        new = solve_lower(tril[rows, rows], white - noise @ tril[rows, : noise.shape[-1]].mT)
-        noise = noise.expand(*new.shape[:-1], noise.shape[-1])
-        past["noise"] = torch.cat([noise, new], -1)
+        normal, u = unconstrained(past["fn"], value)
+        new = normal.whitened(u)
+        new = new.reshape((*self._layout.flat(latent, u).shape[:-1], -1))
+        if "noise" in past:
+            noise = past["noise"].expand(*new.shape[:-1], past["noise"].shape[-1])
+            new = torch.cat([noise, new], -1)
+        past["noise"] = new
 
     def _marginals(self, past: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         found = {}

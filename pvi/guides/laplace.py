@@ -1,5 +1,6 @@
 """The normal at the posterior's mode."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,7 +15,8 @@ from pvi.guides.mode import LogJoint
 from pvi.guides.prototype import Latent
 from pvi.optim.mode import maximize
 
-STEEP = 1e-2  # posterior sds that a point may be off the mode, by one Newton step
+STEEP = 1e-2  # posterior sds: the last Newton step may be no longer
+NEWTON = 5  # steps of Newton's method after the search
 
 
 class Laplace(FullRank):
@@ -52,8 +54,22 @@ class Laplace(FullRank):
         if self.model is None:
             raise GuideError("Laplace needs the model to find its mode")
         f = LogJoint(self.model, self._layout, args, kwargs)
-        mode = maximize(f, self._layout.start())
-        gradient, curvature = _derivatives(f, mode)
+        mode, off = maximize(f, self._layout.start()), math.inf
+        for _ in range(NEWTON):
+            gradient, curvature = _derivatives(f, mode)
+            root = self._root(curvature)
+            step = torch.cholesky_solve(gradient.unsqueeze(-1), root).squeeze(-1)
+            mode, off = mode + step, float((gradient @ step).clamp(min=0).sqrt())
+            if off <= STEEP:
+                self._set(mode, torch.cholesky_inverse(root))
+                return
+        raise GuideError(
+            f"Laplace's search ended {off:.2g} posterior sds from the mode. Start nearer "
+            "(init_loc_fn=), or use float64 (torch.set_default_dtype(torch.float64))."
+        )
+
+    def _root(self, curvature: Tensor) -> Tensor:
+        """The Cholesky factor of the curvature, which a mode has."""
         root, info = torch.linalg.cholesky_ex(curvature)
         if int(info) or not bool(root.isfinite().all()):
             raise GuideError(
@@ -62,14 +78,7 @@ class Laplace(FullRank):
                 "have no mode there (a scale that runs to 0, a flat prior): reparameterise the "
                 "model, or use FullRank, which needs none."
             )
-        step = torch.cholesky_solve(gradient.unsqueeze(-1), root).squeeze(-1)
-        off = float((gradient @ step).clamp(min=0).sqrt())
-        if off > STEEP:
-            raise GuideError(
-                f"Laplace's search ended {off:.2g} posterior sds from the mode. Start nearer "
-                "(init_loc_fn=), or use float64 (torch.set_default_dtype(torch.float64))."
-            )
-        self._set(mode + step, torch.cholesky_inverse(root))
+        return root
 
     def _worst(self, curvature: Tensor) -> str:
         """The site along which the density curves upwards most."""

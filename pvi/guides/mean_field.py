@@ -78,7 +78,18 @@ def independent(latent: Latent, loc: Tensor, scale: Tensor) -> Any:
 
 
 def onto(latent: Latent, normal: Any) -> Any:
-    """A distribution in unconstrained space, pushed onto the support of its site."""
+    """A distribution in unconstrained space, pushed onto the support of its site.
+
+    The transform remembers its last point, so that the density of a draw needs no inverse.
+    """
     if latent.is_real:
         return normal
-    return dist.TransformedDistribution(normal, [latent.transform])
+    return dist.TransformedDistribution(normal, [latent.transform.with_cache()])
+
+
+def unconstrained(fn: Any, value: Tensor) -> tuple[Any, Tensor]:
+    """The normal below a distribution made by `onto`, and a value in its space."""
+    if not isinstance(fn, dist.TransformedDistribution):
+        return fn, value
+    (transform,) = fn.transforms
+    return fn.base_dist, transform.inv(value)

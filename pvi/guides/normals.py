@@ -38,6 +38,7 @@ class JointNormal(TorchDistribution):
 
     def __init__(self, loc: Tensor, event_dim: int, joint_dims: int):
         self.loc, self._event_dim, self.joint_dims = loc, event_dim, joint_dims
+        self._drawn: dict[str, Tensor] = {}  # the last draw and its noise, shared with `expand`
         batch = loc.dim() - event_dim
         super().__init__(loc.shape[:batch], loc.shape[batch:], validate_args=False)
 
@@ -58,16 +59,31 @@ class JointNormal(TorchDistribution):
         return self._grid(self.marginal_variance).expand(self.loc.shape)
 
     def expand(self, batch_shape: _size, _instance: object = None) -> "JointNormal":
-        return self._at(self.loc.expand(torch.Size(batch_shape) + self.event_shape))
+        new = self._at(self.loc.expand(torch.Size(batch_shape) + self.event_shape))
+        new._drawn = self._drawn
+        return new
 
     def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
         loc = self.loc.expand(torch.Size(sample_shape) + self.loc.shape)
-        return loc + self._noise(self._flat(loc)).reshape(loc.shape)
+        shift, white = self._noise(self._flat(loc))
+        value = loc + shift.reshape(loc.shape)
+        if white is not None:
+            self._drawn |= {"value": value, "white": white}
+        return value
 
     def log_prob(self, value: Tensor) -> Tensor:
-        difference = value - self.loc
-        white = self._whiten(self._flat(difference))
-        return self._sum(-0.5 * white.square() - self.log_scale - HALF_LOG_2PI, difference.shape)
+        shape = torch.broadcast_shapes(value.shape, self.loc.shape)
+        white = self.whitened(value)
+        return self._sum(-0.5 * white.square() - self.log_scale - HALF_LOG_2PI, shape)
+
+    def whitened(self, value: Tensor) -> Tensor:
+        """$(z_i - c_i) / s_i$, `(..., n)`: the noise itself of a value drawn here.
+
+        It is not found again by a solve, whose errors grow with the condition of the factor.
+        """
+        if self._drawn.get("value") is value:
+            return self._drawn["white"]
+        return self._whiten(self._flat(value - self.loc))
 
     def entropy(self) -> Tensor:
         return self._sum(self.log_scale + HALF_LOG_2PI + 0.5, self.loc.shape)
@@ -97,12 +113,12 @@ class JointNormal(TorchDistribution):
         """The same distribution around another mean."""
 
     @abstractmethod
-    def _noise(self, like: Tensor) -> Tensor:
-        """Draws around zero, in the shape of `like` `(..., n)`."""
+    def _noise(self, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Draws around zero in the shape of `like` `(..., n)`, and their whitened form if known."""
 
     @abstractmethod
     def _whiten(self, difference: Tensor) -> Tensor:
-        """$(z_i - c_i) / s_i$ from $z - m$, `(..., n)`."""
+        """The whitened form of $z - m$, `(..., n)`."""
 
     @property
     @abstractmethod
@@ -125,8 +141,9 @@ class CholeskyNormal(JointNormal):
     def _at(self, loc: Tensor) -> "CholeskyNormal":
         return CholeskyNormal(loc, self.scale_tril, self._event_dim, self.joint_dims)
 
-    def _noise(self, like: Tensor) -> Tensor:
-        return (self.scale_tril @ torch.randn_like(like).unsqueeze(-1)).squeeze(-1)
+    def _noise(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        white = torch.randn_like(like)
+        return (self.scale_tril @ white.unsqueeze(-1)).squeeze(-1), white
 
     def _whiten(self, difference: Tensor) -> Tensor:
         return solve_lower(self.scale_tril, difference)
@@ -164,9 +181,10 @@ class LowRankNormal(JointNormal):
             new.__dict__["_before"] = self._before
         return new
 
-    def _noise(self, like: Tensor) -> Tensor:
+    def _noise(self, like: Tensor) -> tuple[Tensor, None]:
         u = torch.randn_like(like[..., :1].expand(*like.shape[:-1], self.factor.shape[-1]))
-        return (self.factor @ u.unsqueeze(-1)).squeeze(-1) + self.diagonal * torch.randn_like(like)
+        along = (self.factor @ u.unsqueeze(-1)).squeeze(-1)
+        return along + self.diagonal * torch.randn_like(like), None
 
     @cached_property
     def _before(self) -> tuple[Tensor, Tensor]:
@@ -209,9 +227,9 @@ class KroneckerNormal(JointNormal):
     def _matrix(self, x: Tensor) -> Tensor:
         return x.reshape((*x.shape[:-1], self.rows.shape[-1], self.columns.shape[-1]))
 
-    def _noise(self, like: Tensor) -> Tensor:
-        eps = self._matrix(torch.randn_like(like))
-        return (self.rows @ eps @ self.columns.mT).flatten(-2)
+    def _noise(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        white = torch.randn_like(like)
+        return (self.rows @ self._matrix(white) @ self.columns.mT).flatten(-2), white
 
     def _whiten(self, difference: Tensor) -> Tensor:
         left = torch.linalg.solve_triangular(self.rows, self._matrix(difference), upper=False)

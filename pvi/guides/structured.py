@@ -13,8 +13,8 @@ from torch.distributions import constraints
 from pvi.engine.traces import Program
 from pvi.errors import GuideError
 from pvi.guides.init import InitLoc
-from pvi.guides.mean_field import NormalGuide, onto
-from pvi.guides.normals import CholeskyNormal, solve_lower
+from pvi.guides.mean_field import NormalGuide, onto, unconstrained
+from pvi.guides.normals import CholeskyNormal
 from pvi.guides.prototype import Latent
 
 
@@ -98,7 +98,7 @@ class Structured(NormalGuide):
     def _key(latent: Latent, other: Latent) -> str:
         return f"{latent.key}|{other.key}"
 
-    def _begin(self, args: tuple, kwargs: Mapping) -> dict[str, Tensor]:
+    def _begin(self, args: tuple, kwargs: Mapping) -> dict[str, Any]:
         return {}
 
     def _shift(self, latent: Latent, noise: Mapping[str, Tensor]) -> Tensor:
@@ -109,28 +109,30 @@ class Structured(NormalGuide):
             shift = shift + (weight @ noise[other].unsqueeze(-1)).squeeze(-1)
         return shift
 
-    def _distribution(self, latent: Latent, past: dict[str, Tensor]) -> Any:
+    def _distribution(self, latent: Latent, past: dict[str, Any]) -> Any:
         loc, scale = self._loc_scale(latent)
         if self.parents[latent.name]:
             shift = self._shift(latent, past)
             shift = shift.reshape((*shift.shape[:-1], *latent.event_shape))
             loc = loc + scale * shift
         if latent.event_shape.numel() == 1:
-            return onto(latent, dist.Normal(loc, scale).to_event(latent.event_dim))
-        tril = _vectors(latent, scale).unsqueeze(-1) * getattr(self.within, latent.key)
-        return onto(latent, CholeskyNormal(loc, tril, latent.event_dim, latent.event_dim))
+            fn = onto(latent, dist.Normal(loc, scale).to_event(latent.event_dim))
+        else:
+            tril = _vectors(latent, scale).unsqueeze(-1) * getattr(self.within, latent.key)
+            fn = onto(latent, CholeskyNormal(loc, tril, latent.event_dim, latent.event_dim))
+        past["fn"] = fn
+        return fn
 
-    def _passed(self, latent: Latent, value: Tensor, past: dict[str, Tensor]) -> None:
+    def _passed(self, latent: Latent, value: Tensor, past: dict[str, Any]) -> None:
         if not any(latent.name in parents for parents in self.parents.values()):
             return
-        loc, scale = (_vectors(latent, x) for x in self._loc_scale(latent))
-        white = (_vectors(latent, latent.unconstrained(value)) - loc) / scale
-        noise = white - self._shift(latent, past)
-        if noise.shape[-1] > 1:
-            noise = solve_lower(getattr(self.within, latent.key), noise)
-        past[latent.name] = noise
+        normal, u = unconstrained(past["fn"], value)
+        if isinstance(normal, CholeskyNormal):
+            past[latent.name] = normal.whitened(u)
+        else:
+            past[latent.name] = _vectors(latent, (u - normal.mean) / normal.stddev)
 
-    def _marginals(self, past: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    def _marginals(self, past: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
         found = {}
         for name, latent in self.latents.items():
             loc, scale = self._loc_scale(latent)
