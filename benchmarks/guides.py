@@ -49,7 +49,7 @@ SIZES = (10, 100, 1000, 10_000)
 PARTICLES = (1, 8)
 MEMORY = 8 * 2**30  # bytes that a guide may take
 SLOWEST = 10.0  # seconds a step
-BUDGET, MOST = 3.0, 100  # seconds and steps of one measurement
+BUDGET, MOST = 1.5, 50  # seconds and steps of one measurement
 FAMILIES: dict[str, Callable] = {
     "MeanField": MeanField,
     "Pyro AutoNormal": AutoNormal,

@@ -41,7 +41,7 @@ def priors() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def outcomes(alpha: Tensor, beta: Tensor, noise: Tensor, x: Tensor, county: Tensor, y: Tensor):
     with pyro.plate("rows", len(y)):
-        mean = alpha[..., county] + beta[..., :1] * x[:, 0] + beta[..., 1:] * x[:, 1]
+        mean = alpha[..., county] + beta[..., 0] * x[:, 0] + beta[..., 1] * x[:, 1]
         pyro.sample("log_radon", dist.Normal(mean, noise), obs=y)
 
 
