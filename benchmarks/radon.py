@@ -133,7 +133,7 @@ def row(
         found = pvi.diagnose(posterior, DRAWS, seed=seed)
         mean, sd = errors(parameters(posterior.sample(DRAWS, seed=seed + 1)), reference)
     weights = [found.bound, found.bound_se, found.khat]
-    known = [None if math.isnan(x) else x for x in weights]  # a guide that can't be weighed
+    known = [x if math.isfinite(x) else None for x in weights]  # a guide that can't be weighed
     cells = [name, setting, *known, mean, sd]
     print(cells, [seconds[0], steps, end], flush=True)
     return [*cells, seconds[0], steps, end]
