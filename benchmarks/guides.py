@@ -38,6 +38,7 @@ from torch.distributions import constraints
 import pvi
 from benchmarks.common import parser, report, timed
 from benchmarks.posteriordb import DRAWS, columns
+from pvi.errors import PviError
 from pvi.guides import Flow, FullRank, Laplace, LowRank, MeanField, Mixture, Structured
 from pvi.plots.figures import new_figure
 from tests.scenarios import isolated, randn
@@ -118,7 +119,7 @@ def cost(name: str, size: int) -> list[Any]:
             loss = theirs if name.startswith("Pyro") else pvi.ELBO(particles, kl="exact")
             svi = SVI(latents, guide, pyro.optim.Adam({"lr": 1e-3}), loss)
             steps[i] = 1e3 * step_time(svi, x)
-    except (RuntimeError, MemoryError, TimeoutError, pvi.errors.PviError) as error:
+    except (RuntimeError, MemoryError, TimeoutError, PviError) as error:
         out = "memory" in str(error).lower() or isinstance(error, MemoryError)
         note = f"more than {MEMORY >> 30} GB" if out else str(error).splitlines()[0]
     return [name, size, count, setup, *steps, note]
@@ -238,7 +239,7 @@ def targets(options: Any) -> None:
             with isolated(seed=options.seed):
                 try:
                     fit, row = fit_target(target, name, options.seed)
-                except pvi.errors.PviError as error:
+                except PviError as error:
                     print(f"{name} on {target}: {error}", flush=True)
                     row = [target, name, *[None] * 6]
                 else:

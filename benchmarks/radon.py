@@ -26,6 +26,7 @@ from torch import Tensor
 import pvi
 from benchmarks.common import parser, report, timed
 from benchmarks.posteriordb import DRAWS, Draws, columns, errors
+from pvi.errors import PviError
 from pvi.guides import Flow, FullRank, Laplace, LowRank, MeanField, Structured
 from tests.scenarios import isolated
 
@@ -127,7 +128,7 @@ def row(
         try:
             with timed() as seconds:
                 posterior, steps, end = run()
-        except pvi.errors.PviError as error:
+        except PviError as error:
             print(f"{name}, {setting}: {error}", flush=True)
             return [name, setting, *[None] * 7, str(error).split(". ")[0]]
         found = pvi.diagnose(posterior, DRAWS, seed=seed)
