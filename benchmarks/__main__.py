@@ -8,8 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-NEEDS_DATA = {"posteriordb": "posteriordb"}  # name -> its folder under --data
-NAMES = ("parity", "from_pyro", "gradients", "bad_input", "minibatch", "sandwich", *NEEDS_DATA)
+NEEDS_DATA = {
+    "posteriordb": "posteriordb",
+    "radon": "posteriordb",
+}  # name -> its folder under --data
+NAMES = (
+    "parity",
+    "from_pyro",
+    "gradients",
+    "bad_input",
+    "minibatch",
+    "sandwich",
+    "guides",
+    *NEEDS_DATA,
+)
 
 
 def main() -> int:
