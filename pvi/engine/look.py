@@ -16,6 +16,7 @@ from pvi.engine.traces import (
     density,
     hidden,
     nesting_of,
+    pass_by,
     run,
     run_hidden,
     sample_nodes,
@@ -115,7 +116,7 @@ def _is_random(
     """Whether densities differ between two runs on the same draws (dropout)."""
     with hidden():
         for node in sample_nodes(plain[1]).values():
-            torch.rand((), device=node["value"].device)  # another random state
+            pass_by(node["value"].device)
         again = [run(program, args, kwargs, plain[0]) for program in (guide, model)]
     pairs = [
         (density(node).log_prob(), density(trace.nodes[name]).log_prob())

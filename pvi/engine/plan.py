@@ -21,6 +21,7 @@ from pvi.engine.traces import (
     deterministic_nodes,
     hidden,
     is_delta,
+    pass_by,
     plates_of,
     replaced,
     requires_grad,
@@ -127,7 +128,7 @@ def _deltas(
     points, moving = frozenset(), frozenset()
     if deltas:
         with hidden():
-            torch.rand(())  # the trace was drawn from this random state
+            pass_by()  # the trace was drawn from this random state
             other = sample_nodes(run(guide, args, kwargs))
         with hidden(), torch.enable_grad(), Detached():
             still = sample_nodes(run(guide, args, kwargs))

@@ -144,6 +144,12 @@ def rng_state() -> list[Tensor]:
     return [torch.get_rng_state(), *cuda]
 
 
+def pass_by(device: Any = None) -> None:
+    """Go on to another random state; the CPU keeps half of the normals that it makes for later."""
+    for draw in (torch.rand, torch.randn):
+        draw((), device=device)
+
+
 @contextmanager
 def rng_at(state: list[Tensor]) -> Iterator[None]:
     """Draw again from an earlier random state; afterwards go on as if nothing had happened."""

@@ -27,14 +27,13 @@ class Amortized(Guide):
     """$q(z_i \\mid x_i)$ for the elements of a plate, from an encoder (Kingma and Welling 2014).
 
     The encoder maps data to one row for each element. A row is either one tensor `(*rows, width)`
-    of raw numbers, mapped to the parameters here, or a tuple of the parameters themselves:
+    of raw numbers, mapped to the parameters here, or a tuple of the parameters themselves. For an
+    event of d numbers:
 
-    | family | width for an event of d numbers | tuple |
-    |---|---|---|
-    | "normal", "logistic_normal" | 2d: loc, raw scale (softplus) | loc, scale |
-    | "full" | d + d(d+1)/2: loc, raw Cholesky factor, row by row | loc, scale_tril |
-    | "dirichlet" | d: raw concentration (softplus) | |
-    | "flow" | any: the context of a conditional flow | |
+    - "normal" and "logistic_normal": 2d numbers, loc and raw scale (softplus); or (loc, scale)
+    - "full": d + d(d+1)/2, loc and raw Cholesky factor, row by row; or (loc, scale_tril)
+    - "dirichlet": d, raw concentration (softplus)
+    - "flow": any number, the context of a conditional flow
 
     Normals live in unconstrained space; "logistic_normal" says that the support is the simplex. As
     parameters follow the data, the guide works on any number of rows.

@@ -25,7 +25,9 @@ class FullRank(NormalGuide):
     T lower triangular with ones on its diagonal, told site by site: given the sites before, with
     noise $\\epsilon_{<}$, site $j$ is normal with mean $m_j + L_{j<}\\epsilon_<$ and factor
     $L_{jj}$. So each of the model's sites has its own normal, and its KL against a normal prior is
-    exact given the sites before it. Costs $O(D^2)$ memory and time a draw for D numbers.
+    exact given the sites before it. Costs $O(D^2)$ memory and time a draw for D numbers. The
+    parameter `correlation` is $1 + (T - 1)D^{1/4}$: steps of one size in all entries of a row add
+    up, and without the factor those of a large guide make T singular.
 
     Args:
         model, init_loc_fn, init_scale: as in `Guide`.
@@ -50,7 +52,13 @@ class FullRank(NormalGuide):
         self.correlation = PyroParam(eye, constraints.unit_lower_cholesky)
 
     def _begin(self, args: tuple, kwargs: Mapping) -> dict[str, Any]:
-        return {"tril": self.correlation}
+        return {"tril": self._tril()}
+
+    def _tril(self) -> Tensor:
+        """T of the equation, `(D, D)`."""
+        correlation: Tensor = self.correlation
+        eye = torch.eye(len(correlation), dtype=correlation.dtype, device=correlation.device)
+        return torch.lerp(eye, correlation, len(eye) ** -0.25)
 
     def _distribution(self, latent: Latent, past: dict[str, Any]) -> Any:
         loc, scale = self._loc_scale(latent)
@@ -88,5 +96,5 @@ class FullRank(NormalGuide):
         """Covariance of all latents in unconstrained space, in the model's order: `(D, D)`."""
         self._require_setup()
         scale = torch.cat([self._loc_scale(x)[1].reshape(-1) for x in self.latents.values()])
-        tril = scale.unsqueeze(-1) * self.correlation
+        tril = scale.unsqueeze(-1) * self._tril()
         return tril @ tril.mT

@@ -95,8 +95,9 @@ class Laplace(FullRank):
         for name, latent in self.latents.items():
             setattr(self.loc, latent.key, locs[name])
             setattr(self.scale, latent.key, scales[name])
-        # LAPACK's factors are column-major, which safetensors refuses
-        self.correlation = (tril / scale.unsqueeze(-1)).contiguous()
+        eye = torch.eye(len(tril), dtype=tril.dtype, device=tril.device)
+        correlation = torch.lerp(eye, tril / scale.unsqueeze(-1), len(tril) ** 0.25)
+        self.correlation = correlation.contiguous()  # LAPACK's order is refused by safetensors
 
 
 def _derivatives(f: LogJoint, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ class LowRank(NormalGuide):
 
     told site by site: what the sites before say of $v$ (r numbers) is a normal, so each site has
     its own low-rank normal given them, and its KL against a normal prior is exact given them. Costs
-    $O(Dr^2)$ a step and $D(r + 2)$ parameters.
+    $O(Dr^2)$ a step, $O(Dr^3)$ for sites in plates, and $D(r + 2)$ parameters.
 
     Args:
         model, init_loc_fn, init_scale: as in `Guide`.
