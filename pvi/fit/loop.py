@@ -13,22 +13,21 @@ from torch import Tensor
 
 from pvi.engine import ELBO, Objective
 from pvi.engine.checks import check, check_finite
-from pvi.engine.data import Batch, Data, as_data
+from pvi.engine.data import Batch, Data
 from pvi.engine.gradients import leaves_of
 from pvi.engine.objective import Evaluation
 from pvi.engine.params import Params
 from pvi.engine.plan import make_plan
-from pvi.engine.reparam import reparametrized
 from pvi.engine.traces import Program, plates_of, preserved_rng
 from pvi.errors import DataError, FitError, GuideError, ModelError, PviError
 from pvi.fit.callbacks import Callback, Step
 from pvi.fit.drift import Path, leaves_in, rise_ahead
 from pvi.fit.minibatch import Minibatches, check_additive, data_plates
+from pvi.fit.programs import prepare
 from pvi.fit.progress import Progress
 from pvi.fit.result import Fit, History
 from pvi.fit.schedule import Schedule
-from pvi.guides import Guide, Laplace, MeanField
-from pvi.guides.guide import as_guide
+from pvi.guides import Guide, Laplace
 from pvi.posterior import Posterior
 
 TEMPERED = (
@@ -114,20 +113,7 @@ def fit(
             stack.enter_context(preserved_rng())
             torch.manual_seed(seed)
         stack.enter_context(torch.device(device) if device is not None else nullcontext())
-        rows = as_data(data, args, kwargs, model, device)
-        if reparam is not None:
-            if isinstance(guide, Guide) and guide.model is not None:
-                raise GuideError(
-                    f"with reparam= the model has other sites than the one that this "
-                    f"{type(guide).__name__} was made for. Make it without a model."
-                )
-            model = reparametrized(model, reparam, *rows.whole())
-        guide = as_guide(MeanField if guide is None else guide, model)
-        if not callable(guide):
-            raise GuideError(f"guide must be a Pyro program, got {type(guide).__name__}")
-        for program in (model, guide):
-            if device is not None and isinstance(program, torch.nn.Module):
-                program.to(device)
+        model, guide, rows = prepare(model, guide, data, args, kwargs, reparam, device)
         trainer = _Trainer(model, guide, rows, objective, batch_size, plate, list(callbacks))
         anneal = trainer.anneal()
         schedule = Schedule(trainer.steps_per_epoch, steps, epochs, lr, optimizer, anneal)
