@@ -9,7 +9,16 @@ import sys
 from pathlib import Path
 
 NEEDS_DATA = {"posteriordb": "posteriordb"}  # name -> its folder under --data
-NAMES = ("parity", "from_pyro", "gradients", "bad_input", "minibatch", "sandwich", *NEEDS_DATA)
+NAMES = (
+    "parity",
+    "from_pyro",
+    "gradients",
+    "bad_input",
+    "minibatch",
+    "sandwich",
+    "checkpoints",
+    *NEEDS_DATA,
+)
 
 
 def main() -> int:

@@ -26,7 +26,8 @@ def values_of(params: Params) -> Tree:
 
 def create_missing(params: Params, saved: Tree, where: Path) -> None:
     """Make the `pyro.param`s that a program creates only later; call inside the scope."""
-    for name in saved["values"].keys() - params.tensors().keys():
+    known = params.tensors()
+    for name in [name for name in saved["values"] if name not in known]:
         _create(params, name, saved, where)
 
 
