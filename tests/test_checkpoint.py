@@ -184,6 +184,40 @@ def test_without_a_seed(tmp_path: Path) -> None:
     assert_same(whole, pvi.fit(**case(), progress=False, checkpoint=tmp_path))
 
 
+@pytest.mark.parametrize("name", ["minibatches", "networks"])
+def test_single_precision(name: str, tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float32)
+    data = X.float()
+    whole = run(CASES[name], data=data)
+    assert run(CASES[name], data=data, checkpoint=tmp_path, callbacks=until(8)).reason
+    assert_same(whole, run(CASES[name], data=data, checkpoint=tmp_path))
+
+
+def test_stopped_by_a_callback(tmp_path: Path) -> None:
+    """Without the callback the same call goes on."""
+    case = CASES["minibatches"]
+    part = run(case, checkpoint=tmp_path, callbacks=[lambda step: step.step == 8])
+    assert part.reason == "stopped by a callback"
+    assert_same(run(case), run(case, checkpoint=tmp_path))
+
+
+class Remembering(torch.optim.SGD):
+    """An optimiser with something in its state that is no plain data."""
+
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["memory"] = {1, 2}
+
+
+def test_what_needs_pickle(tmp_path: Path) -> None:
+    """No checkpoint and a word about it, but the fit is not lost."""
+    with pytest.warns(UserWarning, match=r"is a set, which can't be saved without pickle"):
+        fit = run(CASES["all rows"], optimizer=lambda p: Remembering(p, 1e-3), checkpoint=tmp_path)
+    assert len(fit.history) == STEPS
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_errors_of_callbacks_lose_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         run(CASES["all rows"], checkpoint=tmp_path, callbacks=until(13, ZeroDivisionError))

@@ -95,11 +95,9 @@ class Checkpoints:
             self._written = training.step
             self._drop_old()
         except OSError as error:
-            warnings.warn(
-                f"no checkpoint could be written to {self.folder} ({error.strerror or error}). "
-                "The fit goes on, and so does trying; make room there.",
-                stacklevel=6,
-            )
+            self._warn(f"{error.strerror or error}), and tries again; make room there.")
+        except CheckpointError as error:
+            self._warn(f"{error}). Use another optimizer.")
         self._last = time.monotonic()
 
     @contextmanager
@@ -120,6 +118,10 @@ class Checkpoints:
             yield
         finally:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _warn(self, why: str) -> None:
+        text = f"no checkpoint could be written to {self.folder}; the fit goes on ({why}"
+        warnings.warn(text, stacklevel=7)
 
     def _found(self) -> list[Path]:
         """Checkpoints from the oldest to the newest."""
@@ -147,7 +149,7 @@ def state_of(training: Training) -> Tree:
     plateau = schedule.plateau
     return {
         "kind": "checkpoint",
-        "fit": task.fingerprint(schedule),
+        "fit": training.fingerprint,
         "step": training.step,
         "failures": training.failures,
         "in_epoch": training.in_epoch,
@@ -170,7 +172,7 @@ def restore(training: Training, state: Tree, where: Path) -> None:
         CheckpointError: it belongs to another fit.
     """
     task, schedule = training.task, training.schedule
-    _check_same(state["fit"], task.fingerprint(schedule), where)
+    _check_same(state["fit"], training.fingerprint, where)
     task.look()  # before anything is restored: programs with buffers change when they are run
     create_missing(task.params, state["parameters"], where)
     _restore_optimizer(training, state, where)

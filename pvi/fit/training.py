@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,6 +41,11 @@ class Training:
     @property
     def history(self) -> History:
         return self.task.history
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What makes this fit this fit; read once, for it takes a look at all the data."""
+        return self.task.fingerprint(self.schedule)
 
     def run(self, checkpoints: Any = None) -> bool:
         """Train until the schedule ends, or a callback ends it; return whether one did.
