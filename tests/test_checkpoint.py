@@ -164,13 +164,30 @@ def test_resumed(name: str, tmp_path: Path) -> None:
     assert steps == []
 
 
-def test_plateaus(tmp_path: Path) -> None:
+def test_plateaus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stages of "auto", and the way that the parameters have gone."""
+    ways: list[Any] = []
+    keep = lambda leaves, way, bound: ways.append(way) or ""  # noqa: E731
+    monkeypatch.setattr(sys.modules["pvi.fit.loop"], "rise_ahead", keep)
     case: Case = lambda: {"model": mean_model, "data": X}  # noqa: E731
     whole = run(case)
-    part = run(case, checkpoint=tmp_path, callbacks=until(450))
+    part = run(case, checkpoint=tmp_path, callbacks=until(len(whole.history) - 50))
     assert part.reason == "interrupted"
     assert_same(whole, run(case, checkpoint=tmp_path))
+    assert len(ways) == 2 and all(map(torch.equal, *ways))
+
+
+def test_other_process(tmp_path: Path) -> None:
+    """Nothing in a checkpoint depends on addresses, hashes or counters of a process."""
+    code = (
+        "import sys, torch, tests.test_checkpoint as t\n"
+        "torch.set_default_dtype(torch.float64)\n"
+        "t.run(t.CASES['networks'], checkpoint=sys.argv[1], callbacks=t.until(13))"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000013"]
+    resumed = run(CASES["networks"], checkpoint=tmp_path)
+    assert_same(run(CASES["networks"]), resumed)
 
 
 def test_without_a_seed(tmp_path: Path) -> None:
