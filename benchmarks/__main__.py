@@ -20,6 +20,7 @@ NAMES = (
     "minibatch",
     "sandwich",
     "guides",
+    "checkpoints",
     *NEEDS_DATA,
 )
 

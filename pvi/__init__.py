@@ -18,8 +18,16 @@ from pvi.engine import (
     penalty,
     schedules,
 )
-from pvi.errors import DataError, FitError, GuideError, ModelError, ObjectiveError, PviError
-from pvi.fit import Fit, fit
+from pvi.errors import (
+    CheckpointError,
+    DataError,
+    FitError,
+    GuideError,
+    ModelError,
+    ObjectiveError,
+    PviError,
+)
+from pvi.fit import Fit, fit, load
 from pvi.posterior import Posterior, from_svi
 
 __version__ = "0.1.0"
@@ -30,6 +38,7 @@ __all__ = [
     "BetaELBO",
     "BetaTC",
     "Capacity",
+    "CheckpointError",
     "DataError",
     "Diagnosis",
     "Evidence",
@@ -53,6 +62,7 @@ __all__ = [
     "from_svi",
     "guides",
     "kl",
+    "load",
     "penalty",
     "sandwich",
     "schedules",

@@ -23,3 +23,7 @@ class ObjectiveError(PviError):
 
 class FitError(PviError):
     """The optimisation cannot continue: the loss or its gradient is not finite."""
+
+
+class CheckpointError(PviError):
+    """A saved fit or a checkpoint is damaged, or belongs to another model, guide or data."""

@@ -1,6 +1,7 @@
 """What `data=` may be, as arguments of the model, whole or in minibatches."""
 
 import inspect
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +65,14 @@ class Data:
             | extra
             | dict(self.kwargs)
         )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Shape, dtype and checksum of each tensor; a loader's rows may be drawn anew each time."""
+        tensors = {k: v for k, v in self.named().items() if isinstance(v, Tensor)}
+        return {
+            name: [list(x.shape), str(x.dtype), None if self.loader else _checksum(x)]
+            for name, x in tensors.items()
+        }
 
     def whole(self) -> tuple[tuple, dict[str, Any]]:
         """The model's arguments for all rows."""
@@ -135,6 +144,11 @@ def as_tensor(value: Any, device: Any = None) -> Any:
         if value.is_floating_point():
             value = value.to(torch.get_default_dtype())
     return value.to(device) if isinstance(value, Tensor) and device is not None else value
+
+
+def _checksum(x: Tensor) -> int:
+    flat = x.detach().cpu().contiguous().reshape(-1)
+    return zlib.crc32(flat.view(torch.uint8).numpy().data) if flat.numel() else 0
 
 
 def is_rows(value: Any) -> bool:

@@ -194,14 +194,15 @@ class Baseline:
     """A moving average of a site's signal, for where no other draw can serve as its baseline."""
 
     def __init__(self, decay: float = 0.9):
-        self._decay, self._means = decay, {}
+        self._decay = decay
+        self.means: dict[str, Tensor] = {}
 
     def centred(self, name: str, signal: Tensor) -> Tensor:
         """The signal minus the average of the steps before."""
         mean = signal.mean()
-        before = self._means.get(name, torch.zeros_like(mean))
-        self._means[name] = (
-            self._decay * before + (1 - self._decay) * mean if name in self._means else mean
+        before = self.means.get(name, torch.zeros_like(mean))
+        self.means[name] = (
+            self._decay * before + (1 - self._decay) * mean if name in self.means else mean
         )
         return signal - before
 

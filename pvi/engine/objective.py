@@ -220,6 +220,10 @@ class Objective(PyroELBO):
         guide_trace = run(guide, args, kwargs)
         return run(model, args, kwargs, guide_trace), guide_trace
 
+    def baseline(self, model: Program, guide: Program) -> Baseline:
+        """The moving averages that score gradients of this pair subtract."""
+        return self._kept(((model, guide), "baseline"), Baseline)
+
     @property
     def is_plain(self) -> bool:
         """Whether every KL has weight 1, so that the target is the model's own posterior."""
@@ -345,7 +349,7 @@ class Objective(PyroELBO):
         total = torch.zeros(())
         if not sites:
             return total
-        baseline = self._kept((key, "baseline"), Baseline)
+        baseline = self.baseline(*key)
         shared = (weight, baseline, plan.scope.plates)
         gains = [p.value - d.terms.penalty().mean() for p, d in zip(parts, draws, strict=True)]
         for i, (draw, part) in enumerate(zip(draws, parts, strict=True)):
@@ -365,7 +369,7 @@ class Objective(PyroELBO):
     def _penalty_score(self, draws: list[Draw], plan: Plan, weight: Weight, key: Any) -> Tensor:
         """The score part of the penalties' gradient where a gradient of one's own detaches."""
         total = torch.zeros(())
-        shared = (weight, self._kept((key, "baseline"), Baseline), plan.scope.plates)
+        shared = (weight, self.baseline(*key), plan.scope.plates)
         for terms in (draw.terms for draw in draws):
             for site in needs_score(terms, everywhere=True):
                 if site.name not in plan.points | plan.scope.outer:

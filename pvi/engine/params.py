@@ -27,6 +27,7 @@ class Params:
 
     def __init__(self, *programs: Any, state: dict | None = None):
         self._modules = _modules_of(programs)
+        self._owners = _labelled(programs)
         self._reached = _reached_by(programs)
         _check_names(self._modules)
         self._state = state or {"params": {}, "constraints": {}}
@@ -87,6 +88,37 @@ class Params:
             for module, training in modes:
                 module.training = training
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All parameters (unconstrained) and buffers, each once.
+
+        The names are the same in another process: `model:PATH` and `guide:PATH` in a program that
+        is a module, `param:NAME` of a `pyro.param`, `moduleI:PATH` in other modules that are used.
+        """
+        found: dict[int, tuple[str, Tensor]] = {}
+        others = {f"module{i}": module for i, module in enumerate(self._reached)}
+        pyro_modules = {k: m for k, m in others.items() if isinstance(m, PyroModule)}
+        for label, module in (*self._owners.items(), *pyro_modules.items()):
+            for path, x in module.named_parameters():
+                found.setdefault(id(x), (f"{label}:{path}", x))
+        for name, leaf in self._current().items():
+            found.setdefault(id(leaf), (f"param:{name}", leaf))
+        for label, module in (*self._owners.items(), *others.items()):
+            for path, x in module.named_buffers():
+                found.setdefault(id(x), (f"{label}:{path}", x))
+        return dict(found.values())
+
+    def constraints(self) -> dict[str, Any]:
+        """The constraint of each `pyro.param`, by its name in the store."""
+        return dict(self._state["constraints"])
+
+    def create(self, name: str, value: Tensor, constraint: Any) -> Tensor:
+        """A `pyro.param` that its program has yet to make, from its unconstrained value."""
+        leaf = value.detach().clone().requires_grad_()
+        self._state["params"][name] = leaf
+        self._state["constraints"][name] = constraint
+        pyro.get_param_store().set_state(self._state)  # type: ignore[arg-type]
+        return leaf
+
     def created(self) -> int:
         """How many parameters the current store holds; call inside the scope."""
         return len(pyro.get_param_store())
@@ -134,6 +166,13 @@ def _modules_of(programs: tuple) -> list[nn.Module]:
     """The programs that are modules, and the modules whose methods they are."""
     owners = [p if isinstance(p, nn.Module) else getattr(p, "__self__", None) for p in programs]
     return list({id(m): m for m in owners if isinstance(m, nn.Module)}.values())
+
+
+def _labelled(programs: tuple) -> dict[str, nn.Module]:
+    """The programs that are modules, by what they are."""
+    labels = ("model", "guide", *(f"program{i}" for i in range(2, len(programs))))
+    owners = {k: _modules_of((p,)) for k, p in zip(labels, programs, strict=False)}
+    return {label: found[0] for label, found in owners.items() if found}
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -3,5 +3,6 @@
 from pvi.fit.callbacks import Step
 from pvi.fit.loop import fit
 from pvi.fit.result import Fit, History
+from pvi.fit.saved import load
 
-__all__ = ["Fit", "History", "Step", "fit"]
+__all__ = ["Fit", "History", "Step", "fit", "load"]

@@ -21,17 +21,17 @@ class Path:
     """Where the parameters were about halfway, whenever training ends."""
 
     def __init__(self) -> None:
-        self._kept: list[tuple[int, dict[int, Tensor]]] = []
+        self.kept: list[tuple[int, dict[int, Tensor]]] = []
 
     def pass_by(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Remember the parameters at steps 64, 128, 256, ..., the last two of them."""
         if step >= 64 and step & (step - 1) == 0:
             values = {id(p): p.detach().clone() for p in leaves_in(optimizer)}
-            self._kept = [*self._kept[-1:], (step, values)]
+            self.kept = [*self.kept[-1:], (step, values)]
 
     def since_middle(self, step: int, leaves: Sequence[Tensor]) -> list[Tensor] | None:
         """The way of each parameter since then; `None` if the fit was too short to tell."""
-        early = [values for at, values in self._kept if at <= 0.75 * step]
+        early = [values for at, values in self.kept if at <= 0.75 * step]
         if not early:
             return None
         return [p.detach() - early[-1].get(id(p), p.detach()) for p in leaves]

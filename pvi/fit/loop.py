@@ -1,6 +1,7 @@
 """`pvi.fit`: optimise any model, guide and objective on any data."""
 
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -13,22 +14,23 @@ from torch import Tensor
 
 from pvi.engine import ELBO, Objective
 from pvi.engine.checks import check, check_finite
-from pvi.engine.data import Batch, Data, as_data
-from pvi.engine.gradients import leaves_of
+from pvi.engine.data import Batch, Data
+from pvi.engine.gradients import Baseline
 from pvi.engine.objective import Evaluation
 from pvi.engine.params import Params
 from pvi.engine.plan import make_plan
-from pvi.engine.reparam import reparametrized
 from pvi.engine.traces import Program, plates_of, preserved_rng
-from pvi.errors import DataError, FitError, GuideError, ModelError, PviError
-from pvi.fit.callbacks import Callback, Step
+from pvi.errors import CheckpointError, DataError, FitError, GuideError, PviError
+from pvi.fit.callbacks import Callback
+from pvi.fit.checkpoint import Checkpoints
 from pvi.fit.drift import Path, leaves_in, rise_ahead
 from pvi.fit.minibatch import Minibatches, check_additive, data_plates
+from pvi.fit.programs import prepare
 from pvi.fit.progress import Progress
 from pvi.fit.result import Fit, History
 from pvi.fit.schedule import Schedule
-from pvi.guides import Guide, Laplace, MeanField
-from pvi.guides.guide import as_guide
+from pvi.fit.training import Training
+from pvi.guides import Guide, Laplace
 from pvi.posterior import Posterior
 
 TEMPERED = (
@@ -36,7 +38,6 @@ TEMPERED = (
     "not this one"
 )
 PARTICLES, SMALL = 8, 20_000  # draws in a step of a model with at most so many numbers
-PATIENCE = 20  # steps in a row without a finite gradient
 
 
 def fit(
@@ -58,6 +59,8 @@ def fit(
     seed: int | None = None,
     progress: bool | None = None,
     callbacks: Sequence[Callback] = (),
+    checkpoint: Any = None,
+    every: int | None = None,
 ) -> Fit:
     """Fit a guide to a model's posterior by maximising a variational bound.
 
@@ -91,6 +94,9 @@ def fit(
         seed: makes the fit repeatable and leaves the caller's random state alone.
         progress: a progress bar; by default on terminals, from the second second.
         callbacks: called with a `Step` after each step; one that returns `True` ends the fit.
+        checkpoint: a folder for checkpoints. If it holds some of this very fit, it goes on from the
+            last good one, bit by bit (on a CPU) as if it had never stopped.
+        every: steps between two checkpoints; by default there is one every half a minute.
 
     Returns:
         A `Fit`. Interrupting (Ctrl-C) returns what is there, with `converged=False`.
@@ -99,6 +105,7 @@ def fit(
         DataError, ModelError, GuideError: before the first step, naming the site or argument.
         FitError: the loss stays infinite or NaN; parameters keep their last finite values, and
             `error.fit` holds the fit so far.
+        CheckpointError: the checkpoints are of another fit, or none can be read.
 
     >>> import pyro, torch, pyro.distributions as dist
     >>> def model(y):
@@ -109,30 +116,20 @@ def fit(
     >>> bool(abs(fitted.posterior.sample(1000, seed=0)["mu"].mean() - 2.0) < 0.2)
     True
     """
+    checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every)
+    if every is not None and checkpoint is None:
+        raise FitError("every= is the time between checkpoints: give checkpoint=, their folder")
     with ExitStack() as stack:
         if seed is not None:
             stack.enter_context(preserved_rng())
             torch.manual_seed(seed)
         stack.enter_context(torch.device(device) if device is not None else nullcontext())
-        rows = as_data(data, args, kwargs, model, device)
-        if reparam is not None:
-            if isinstance(guide, Guide) and guide.model is not None:
-                raise GuideError(
-                    f"with reparam= the model has other sites than the one that this "
-                    f"{type(guide).__name__} was made for. Make it without a model."
-                )
-            model = reparametrized(model, reparam, *rows.whole())
-        guide = as_guide(MeanField if guide is None else guide, model)
-        if not callable(guide):
-            raise GuideError(f"guide must be a Pyro program, got {type(guide).__name__}")
-        for program in (model, guide):
-            if device is not None and isinstance(program, torch.nn.Module):
-                program.to(device)
-        trainer = _Trainer(model, guide, rows, objective, batch_size, plate, list(callbacks))
+        model, guide, rows = prepare(model, guide, data, args, kwargs, reparam, device)
+        trainer = _Trainer(model, guide, rows, objective, batch_size, plate, list(callbacks), seed)
         anneal = trainer.anneal()
         schedule = Schedule(trainer.steps_per_epoch, steps, epochs, lr, optimizer, anneal)
         with Progress(progress, schedule.steps) as bar:
-            return trainer.train(schedule, bar, seed, device)
+            return trainer.train(schedule, bar, checkpoints, device)
 
 
 class _Trainer:
@@ -147,12 +144,16 @@ class _Trainer:
         batch_size: int | None,
         plate: str | Sequence[str] | None,
         callbacks: list[Callback],
+        seed: int | None,
     ):
+        self.seed = seed
         self.model, self.guide, self.data, self.callbacks = model, guide, data, callbacks
         self.params = Params(model, guide)
         check_finite(data.named())
         with self.params.scope(), self.params.evaluation():
-            nodes = check(model, guide, *data.whole(), data.named()).values()
+            found = check(model, guide, *data.whole(), data.named())
+        self._shapes = {name: list(node["value"].shape) for name, node in found.items()}
+        nodes = found.values()
         self._numbers = sum(node["value"].numel() for node in nodes)
         self._passes = math.ceil(max((p.scale for x in nodes for p in plates_of(x)), default=1.0))
         self.batch_size = _batch_size(batch_size, data)
@@ -201,14 +202,18 @@ class _Trainer:
             batched.probe(batch_size)
         return batched
 
-    def train(self, schedule: Schedule, bar: Progress, seed: int | None, device: Any) -> Fit:
+    def train(
+        self, schedule: Schedule, bar: Progress, checkpoints: Checkpoints | None, device: Any
+    ) -> Fit:
         """Train to the schedule's end, and return what there is however it ended."""
         error: PviError | None = None
         with self.params.scope():
             try:
-                reason = self._loop(schedule, bar) if self._trainable() else ""
+                reason = self._loop(schedule, bar, checkpoints) if self._trainable() else ""
             except KeyboardInterrupt:
                 reason = "interrupted"
+            except CheckpointError:
+                raise
             except PviError as failure:
                 reason, error = str(failure), failure
             finally:
@@ -216,7 +221,7 @@ class _Trainer:
                     self.batched.select(None)
         self.params.freeze()
         self._warn_early(len(self.history))
-        result = self._result(reason, seed, device)
+        result = self._result(reason, device)
         if error is not None:
             error.fit = result  # type: ignore[attr-defined]
             raise error
@@ -236,38 +241,25 @@ class _Trainer:
                 f"Laplace finds the mode once, but the model has a parameter '{min(named)}' to "
                 "train. Make it a latent site or a constant, or use pvi.guides.FullRank."
             )
-        value = self._evaluate(next(self.data.batches(None)), 0)
+        value = self.evaluate(next(self.data.batches(None)), 0)
         self.history.add({**value.record(), "lr": 0.0, "grad_norm": 0.0})
         return False
 
-    def _loop(self, schedule: Schedule, bar: Progress) -> str:
-        """Batch, loss, gradient, step, until done; return why it has not converged, or ""."""
-        optimizer = schedule.optimizer(self.params)
-        step, failures, path = 0, 0, Path()
-        while True:
-            for batch in self.data.batches(self.batch_size):
-                value, grad_norm = self._gradient(schedule, optimizer, batch, step)
-                record = value.record()
-                bound, loss = record["bound"], record["loss"]
-                if math.isfinite(loss) and math.isfinite(grad_norm):
-                    optimizer.step()
-                    failures = 0
-                else:
-                    failures += 1
-                    if step == 0 or failures == PATIENCE:
-                        raise FitError(_not_finite(step, value))
-                step += 1
-                lr = optimizer.param_groups[0]["lr"]
-                self.history.add({**record, "lr": lr, "grad_norm": grad_norm})
-                schedule.after(step, -loss, optimizer)
-                path.pass_by(step, optimizer)
-                bar.update(step, bound, schedule.plateau)
-                state = Step(step, bound, loss, self.params)
-                if any([callback(state) is True for callback in self.callbacks]):
-                    return "stopped by a callback"
-                if schedule.finished(step):
-                    level = schedule.shortfall(self.history.losses)
-                    return level or self._drift(path, step, leaves_in(optimizer))
+    def _loop(self, schedule: Schedule, bar: Progress, checkpoints: Checkpoints | None) -> str:
+        """Train; return why the bound has not converged, or ""."""
+        training = Training(self, schedule, bar)
+        if checkpoints is None:
+            stopped = training.run()
+        else:
+            with checkpoints.whole_steps():
+                try:
+                    stopped = training.run(checkpoints)
+                finally:
+                    checkpoints.write(training)
+        if stopped:
+            return "stopped by a callback"
+        level = schedule.shortfall(self.history.losses)
+        return level or self._drift(training.path, training.step, leaves_in(training.optimizer))
 
     def _warn_early(self, steps: int) -> None:
         if steps < self.anneal():
@@ -288,55 +280,41 @@ class _Trainer:
         def bound(seed: int) -> float:
             torch.manual_seed(seed)
             batch = next(self.data.batches(self.batch_size))
-            return -float(self._evaluate(batch, step).loss)
+            return -float(self.evaluate(batch, step).loss)
 
         with preserved_rng(), torch.no_grad(), self.params.evaluation():
             return rise_ahead(leaves, way, bound)
 
-    def _evaluate(self, batch: Batch, step: int) -> Evaluation:
+    def evaluate(self, batch: Batch, step: int) -> Evaluation:
         """The objective of this step on one batch."""
-        programs = self.batched or self
         if self.batched:
             self.batched.select(batch.indices, batch.size)
-        return self.now(step).evaluate(programs.model, programs.guide, batch.args, batch.kwargs)
+        return self.now(step).evaluate(*self._programs, batch.args, batch.kwargs)
 
-    def _gradient(
-        self, schedule: Schedule, optimizer: torch.optim.Optimizer, batch: Batch, step: int
-    ) -> tuple[Evaluation, float]:
-        """Loss and gradient on one batch; parameters that appear only now are trained too."""
-        optimizer.zero_grad()
-        known = self.params.created()
-        value = self._evaluate(batch, step)
-        if self.params.created() != known:
-            self.params.sync()
-            self._adopt(schedule, optimizer)
-        if not value.loss.requires_grad:
-            raise GuideError("the loss depends on no parameter, so there is nothing to fit")
-        if not self.history:
-            self._check_strays(value)
-        value.loss.backward()
-        grads = [p.grad for p in leaves_in(optimizer) if p.grad is not None]
-        return value, float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+    def look(self) -> None:
+        """Let the objective look at the programs and decide how to run them, as at the start."""
+        with preserved_rng(), torch.no_grad():
+            self.evaluate(next(self.data.batches(self.batch_size)), 0)
+        self.params.sync()
 
-    def _check_strays(self, value: Evaluation) -> None:
-        """Refuse parameters that shape the loss but that nobody trains."""
-        known = {id(p) for p in self.params.named().values()}
-        strays = [p for p in leaves_of([value.loss]) if id(p) not in known]
-        if strays:
-            raise ModelError(
-                f"the loss depends on a tensor of shape {tuple(strays[0].shape)} that wants "
-                "gradients but is no parameter of the model or the guide. Register its network "
-                "with pyro.module(name, network) inside the program, or make it a constant with "
-                "requires_grad_(False)."
-            )
+    @property
+    def _programs(self) -> tuple[Program, Program]:
+        programs = self.batched or self
+        return programs.model, programs.guide
 
-    def _adopt(self, schedule: Schedule, optimizer: torch.optim.Optimizer) -> None:
-        have = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        new = {n: p for n, p in self.params.named().items() if id(p) not in have}
-        for group in schedule.groups(self.params, new):
-            optimizer.add_param_group(group)
+    def baseline(self) -> Baseline:
+        """The moving averages of the objective's score gradients."""
+        return self.objective.baseline(*self._programs)
 
-    def _result(self, reason: str, seed: int | None, device: Any) -> Fit:
+    def fingerprint(self, schedule: Schedule) -> dict[str, Any]:
+        """What makes this fit this fit, as plain data: programs in outline, data, options."""
+        data = {f"data '{name}'": mark for name, mark in self.data.fingerprint().items()}
+        programs = {"shape of sites": self._shapes, "guide": type(self.guide).__name__}
+        objective = re.sub(r" at 0x[0-9a-f]+", "", repr(self.objective))
+        options = {"batch_size": self.batch_size, "objective": objective, "seed": self.seed}
+        return {"rows": self.data.size, **data, **programs, **options, **schedule.described()}
+
+    def _result(self, reason: str, device: Any) -> Fit:
         posterior = Posterior(
             self.model,
             self.guide,
@@ -354,20 +332,8 @@ class _Trainer:
             history=self.history,
             converged=not reason,
             reason=reason,
-            seed=seed,
+            seed=self.seed,
         )
-
-
-def _not_finite(step: int, value: Evaluation) -> str:
-    bad = [t.name for t in value.terms if not bool(t.per_particle().isfinite().all())]
-    if bad:
-        where = f"site '{bad[0]}' has a log density that is not finite"
-    else:
-        where = "the gradient is not finite"
-    return (
-        f"step {step}: {where}; the parameters keep their last finite values. Lower lr or the "
-        "guide's init_scale, or scale the data to about unit size."
-    )
 
 
 def _batch_size(batch_size: int | None, data: Data) -> int | None:

@@ -33,6 +33,10 @@ class Progress:
         self._bar.update(self._pending)
         self._bar.close()
 
+    def skip(self, steps: int) -> None:
+        """Count steps that were done before."""
+        self._bar.initial = self._bar.n = steps
+
     def update(self, step: int, bound: float, plateau: Plateau | None) -> None:
         self._mean = bound if self._mean is None else 0.98 * self._mean + 0.02 * bound
         self._pending += 1

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pvi.diagnostics import (
     Diagnosis,
@@ -33,6 +35,18 @@ class History:
     def __init__(self) -> None:
         self._values: dict[str, list[float]] = {name: [] for name in ALWAYS}
         self._length = 0
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Tensor]) -> "History":
+        """The inverse of `tensors`."""
+        history = cls()
+        history._values = {name: column.tolist() for name, column in columns.items()}
+        history._length = len(history._values["loss"])
+        return history
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The columns in double precision, for saving."""
+        return {k: torch.tensor(v, dtype=torch.float64) for k, v in self._values.items()}
 
     def add(self, values: Mapping[str, float]) -> None:
         """Append one step; a name that is new or missing is NaN where it was not recorded."""
@@ -70,11 +84,12 @@ class Fit:
     Args:
         converged: whether the bound was level when the optimisation ended.
         reason: why it did not; empty otherwise.
+        objective: what was maximised; `None` after `pvi.load` if it held functions or schedules.
     """
 
     model: Program
     guide: Program
-    objective: Objective
+    objective: Objective | None
     posterior: Posterior
     history: History
     converged: bool
@@ -102,6 +117,20 @@ class Fit:
     def to_arviz(self, num_draws: int = 1000, **options: Any) -> Any:
         """The posterior as arviz opens it. See `pvi.Posterior.to_arviz`."""
         return self.posterior.to_arviz(num_draws, **options)
+
+    def save(self, folder: Any) -> None:
+        """Write parameters, history and verdict to a folder: safetensors and JSON, no code.
+
+        `pvi.load(folder, model, guide, data)` gives it back. The folder is replaced if it holds a
+        saved fit already.
+
+        Raises:
+            CheckpointError: the folder holds something else.
+            OSError: it can't be written.
+        """
+        from pvi.fit.saved import save
+
+        save(self, folder)
 
     def __repr__(self) -> str:
         state = "converged" if self.converged else f"not converged: {self.reason}"

@@ -69,6 +69,12 @@ class Schedule:
             rates.setdefault(self._lr or default, []).append(leaf)
         return [{"params": p, "lr": rate, "initial_lr": rate} for rate, p in rates.items()]
 
+    def described(self) -> dict[str, Any]:
+        """What decides the course of the rate; of an optimiser of the user's own its options do."""
+        if self._factory is not None:
+            return {"optimizer": "given", "plateau": self.plateau is not None}
+        return {"optimizer": "auto", "lr": self._lr, "steps": self.steps}
+
     def after(self, step: int, gain: float, optimizer: torch.optim.Optimizer) -> None:
         """Adapt the rate of "auto" after a step with minus this loss."""
         if self.plateau is None:

@@ -21,7 +21,7 @@ def describe(latent: Latent) -> dict[str, Any]:
     """A site as numbers, strings and lists; its starting point is left out."""
     return {
         "name": latent.name,
-        "support": _describe(latent.support),
+        "support": describe_constraint(latent.support),
         "plates": [[p.name, p.dim, p.size, p.full_size] for p in latent.plates],
         "shape": list(latent.loc.shape),
         "dtype": str(latent.loc.dtype).removeprefix("torch."),
@@ -35,13 +35,14 @@ def latent_of(description: Mapping[str, Any], device: Any = None) -> Latent:
     dtype = getattr(torch, d["dtype"])
     plates = tuple(Plate(*plate) for plate in d["plates"])
     loc = torch.zeros(d["shape"], dtype=dtype, device=device)
-    return Latent(d["name"], _constraint(d["support"]), plates, loc, d["event_dim"])
+    return Latent(d["name"], constraint_of(d["support"]), plates, loc, d["event_dim"])
 
 
-def _describe(constraint: Any) -> dict[str, Any]:
+def describe_constraint(constraint: Any) -> dict[str, Any]:
+    """A constraint as plain data; {"unknown": ...} if it is none of torch's or Pyro's."""
     if isinstance(constraint, constraints.independent):
         base, count = constraint.base_constraint, constraint.reinterpreted_batch_ndims
-        return {"independent": _describe(base), "dims": count}
+        return {"independent": describe_constraint(base), "dims": count}
     for module, names in MODULES.items():
         for name, value in vars(names).items():
             if value is constraint:
@@ -55,10 +56,11 @@ def _describe(constraint: Any) -> dict[str, Any]:
     return {"unknown": str(constraint)}
 
 
-def _constraint(description: Mapping[str, Any]) -> Any:
+def constraint_of(description: Mapping[str, Any]) -> Any:
+    """The inverse of `describe_constraint`."""
     d = description
     if "independent" in d:
-        return constraints.independent(_constraint(d["independent"]), d["dims"])
+        return constraints.independent(constraint_of(d["independent"]), d["dims"])
     if "unknown" in d:
         raise GuideError(
             f"the support {d['unknown']} can't be made from a saved state: call setup(...) with "

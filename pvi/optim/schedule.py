@@ -1,9 +1,10 @@
 """When to lower the learning rate, and when to stop."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 FLOOR = 1e-3  # the last learning rate, as a share of the first
 
@@ -73,6 +74,16 @@ class Plateau:
             elif self._best is None or center > self._best[0]:
                 self._best = center, square
         return self.factor
+
+    def state(self) -> dict[str, Any]:
+        """What changes in training, as plain data."""
+        changing = {"factor": self.factor, "converged": self.converged}
+        return changing | {"values": list(self._values), "best": self._best}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from an earlier `state`."""
+        self.factor, self.converged = state["factor"], state["converged"]
+        self._values, self._best = list(state["values"]), state["best"]
 
     def _lower(self) -> None:
         self._best = None

@@ -172,6 +172,16 @@ class Posterior:
             if site.subsample_scale != 1.0
         ]
 
+    @property
+    def params(self) -> Params:
+        """The parameters of model and guide, with the values of this posterior in their scope."""
+        return self._params
+
+    @property
+    def reservations(self) -> tuple[str, ...]:
+        """The caveats that came with the fit, such as KL weights other than 1."""
+        return self._caveats
+
     def dependent_latents(self) -> list[str]:
         """Latents whose location or scale depends on another: see `reparam=` of `pvi.fit`."""
         with self.drawing(None):
