@@ -56,9 +56,9 @@ class FullRank(NormalGuide):
 
     def _tril(self) -> Tensor:
         """T of the equation, `(D, D)`."""
-        correlation: Tensor = self.correlation
-        eye = torch.eye(len(correlation), dtype=correlation.dtype, device=correlation.device)
-        return torch.lerp(eye, correlation, len(eye) ** -0.25)
+        tril: Tensor = self.correlation * self._layout.size**-0.25
+        tril.diagonal().fill_(1.0)
+        return tril
 
     def _distribution(self, latent: Latent, past: dict[str, Any]) -> Any:
         loc, scale = self._loc_scale(latent)
