@@ -24,7 +24,7 @@ from torch import Tensor
 
 import pvi
 from benchmarks.common import parser, report, timed
-from pvi.fit import loop, storage
+from pvi.fit import entry, storage
 from pvi.fit.checkpoint import Checkpoints
 from tests.scenarios import isolated, randn
 
@@ -151,7 +151,7 @@ def overhead(steps: int, every: int) -> dict[str, float]:
                 super().write(training)
             times.append(seconds[0])
 
-    with tempfile.TemporaryDirectory() as root, mock.patch.object(loop, "Checkpoints", Timed):
+    with tempfile.TemporaryDirectory() as root, mock.patch.object(entry, "Checkpoints", Timed):
         fit(steps, checkpoint=Path(root), every=every)
         newest = max(Path(root).iterdir())
         size = sum(file.stat().st_size for file in newest.iterdir())

@@ -168,7 +168,7 @@ def test_plateaus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stages of "auto", and the way that the parameters have gone."""
     ways: list[Any] = []
     keep = lambda leaves, way, bound: ways.append(way) or ""  # noqa: E731
-    monkeypatch.setattr(sys.modules["pvi.fit.loop"], "rise_ahead", keep)
+    monkeypatch.setattr(sys.modules["pvi.fit.trainer"], "rise_ahead", keep)
     case: Case = lambda: {"model": mean_model, "data": X}  # noqa: E731
     whole = run(case)
     part = run(case, checkpoint=tmp_path, callbacks=until(len(whole.history) - 50))

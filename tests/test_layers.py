@@ -103,7 +103,7 @@ def test_imports_point_down(path: Path) -> None:
         ("pvi.engine.terms", "from pvi.errors import ModelError"),
         ("pvi.engine.terms", "from . import traces"),
         ("pvi.guides.normal", "from ..engine.traces import Site"),
-        ("pvi.fit.loop", "def f():\n    from pvi.diagnostics import diagnose"),
+        ("pvi.fit.trainer", "def f():\n    from pvi.diagnostics import diagnose"),
         ("pvi.models.vae", "import pvi"),
         ("pvi.cli", "import pvi.plots, pvi.models"),
         ("pvi", "from pvi.models import vae"),
@@ -117,8 +117,8 @@ def test_allowed_imports(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("pvi.engine.terms", "from pvi.fit import loop"),
-        ("pvi.engine.terms", "from ..fit import loop"),
+        ("pvi.engine.terms", "from pvi.fit import trainer"),
+        ("pvi.engine.terms", "from ..fit import trainer"),
         ("pvi.engine.terms", "from .. import fit"),
         ("pvi.engine.terms", "from pvi import errors, posterior"),
         ("pvi.engine.terms", "def f():\n    import pvi.guides.normal as n"),

@@ -1,7 +1,7 @@
 """Optimise any model, guide and objective on any data."""
 
 from pvi.fit.callbacks import Step
-from pvi.fit.loop import fit
+from pvi.fit.entry import fit
 from pvi.fit.result import Fit, History
 from pvi.fit.saved import load
 

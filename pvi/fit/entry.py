@@ -1,0 +1,110 @@
+"""`pvi.fit`: optimise any model, guide and objective on any data."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import torch
+
+from pvi.engine import Objective
+from pvi.engine.traces import Program, preserved_rng
+from pvi.errors import FitError
+from pvi.fit.callbacks import Callback
+from pvi.fit.checkpoint import Checkpoints
+from pvi.fit.programs import prepare
+from pvi.fit.progress import Progress
+from pvi.fit.result import Fit
+from pvi.fit.schedule import Schedule
+from pvi.fit.trainer import Trainer
+
+
+def fit(
+    model: Program,
+    guide: Program | None = None,
+    data: Any = (),
+    *,
+    args: tuple = (),
+    kwargs: Mapping[str, Any] | None = None,
+    objective: Objective | None = None,
+    optimizer: Any = "auto",
+    lr: float | None = None,
+    steps: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    plate: str | Sequence[str] | None = None,
+    reparam: Any = None,
+    device: Any = None,
+    seed: int | None = None,
+    progress: bool | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint: Any = None,
+    every: int | None = None,
+) -> Fit:
+    """Fit a guide to a model's posterior by maximising a variational bound.
+
+    $$\\max_\\phi E_{q_\\phi(z)}[\\log p(x, z) - \\log q_\\phi(z)]
+    \\quad\\text{(the default objective)}$$
+
+    Args:
+        model: any Pyro program; data enter through its arguments.
+        guide: any Pyro program over the model's latents, or one of `pvi.guides` (a class, or an
+            object with or without its model); `pvi.guides.MeanField` if `None`.
+        data: the rows: an array or tensor, a tuple (positional arguments), a dict (keyword
+            arguments),
+            a `Dataset` or a `DataLoader`. Floating numpy arrays take torch's default dtype.
+        args, kwargs: further arguments of the model that are not rows of data.
+        objective: `pvi.ELBO()`, `pvi.IWAE(8)` ...; by default the ELBO with exact KL, of 8
+            particles
+            where the model is small, without networks and can batch them, else of one.
+        optimizer: "auto" (Adam whose rate falls as the bound stops rising), or a callable that
+            takes
+            a list of parameters and returns a `torch.optim.Optimizer`.
+        lr: first learning rate of "auto"; by default 0.05, for weights of networks 0.002.
+        steps, epochs: how long (the rate then falls along a cosine); by default until the bound
+            is level at the lowest rate, at most 20,000 steps.
+        batch_size: rows in a minibatch; by default all rows in every step.
+        plate: name(s) of the plates of the data, where they can't be found by themselves.
+        reparam: other coordinates for the model's latents: "noncentered" for all whose location or
+            scale depends on another latent, "learned" for a fitted degree of it, or what
+            `pyro.poutine.reparam` takes. The sites stay in the posterior; guides that were made for
+            the model as it was don't fit.
+        device: where to put data and modules, such as "cuda".
+        seed: makes the fit repeatable and leaves the caller's random state alone.
+        progress: a progress bar; by default on terminals, from the second second.
+        callbacks: called with a `Step` after each step; one that returns `True` ends the fit.
+        checkpoint: a folder for checkpoints. If it holds some of this very fit, it goes on from the
+            last good one, bit by bit (on a CPU) as if it had never stopped.
+        every: steps between two checkpoints; by default there is one every half a minute.
+
+    Returns:
+        A `Fit`. Interrupting (Ctrl-C) returns what is there, with `converged=False`.
+
+    Raises:
+        DataError, ModelError, GuideError: before the first step, naming the site or argument.
+        FitError: the loss stays infinite or NaN; parameters keep their last finite values, and
+            `error.fit` holds the fit so far.
+        CheckpointError: the checkpoints are of another fit, or none can be read.
+
+    >>> import pyro, torch, pyro.distributions as dist
+    >>> def model(y):
+    ...     mu = pyro.sample("mu", dist.Normal(0., 10.))
+    ...     with pyro.plate("data", len(y)):
+    ...         pyro.sample("y", dist.Normal(mu, 1.), obs=y)
+    >>> fitted = fit(model, data=torch.tensor([1., 2., 3.]), steps=300, seed=0)
+    >>> bool(abs(fitted.posterior.sample(1000, seed=0)["mu"].mean() - 2.0) < 0.2)
+    True
+    """
+    checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every)
+    if every is not None and checkpoint is None:
+        raise FitError("every= is the time between checkpoints: give checkpoint=, their folder")
+    with ExitStack() as stack:
+        if seed is not None:
+            stack.enter_context(preserved_rng())
+            torch.manual_seed(seed)
+        stack.enter_context(torch.device(device) if device is not None else nullcontext())
+        model, guide, rows = prepare(model, guide, data, args, kwargs, reparam, device)
+        trainer = Trainer(model, guide, rows, objective, batch_size, plate, list(callbacks), seed)
+        anneal = trainer.anneal()
+        schedule = Schedule(trainer.steps_per_epoch, steps, epochs, lr, optimizer, anneal)
+        with Progress(progress, schedule.steps) as bar:
+            return trainer.train(schedule, bar, checkpoints, device)
