@@ -55,6 +55,10 @@ class History:
             column.append(values.get(name, math.nan))
         self._length += 1
 
+    def clear(self) -> None:
+        """Forget all steps."""
+        self.__init__()  # type: ignore[misc]
+
     @property
     def losses(self) -> list[float]:
         return self._values["loss"]
@@ -134,6 +138,6 @@ class Fit:
 
     def __repr__(self) -> str:
         state = "converged" if self.converged else f"not converged: {self.reason}"
-        last = self.history["bound"][-200:]
+        last = self.history["bound"][-max(20, min(200, len(self.history) // 10)) :]
         bound = f"{last.mean():.2f} nats" if len(last) else "none"
         return f"Fit({len(self.history)} steps, {state}, bound about {bound})"

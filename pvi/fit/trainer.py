@@ -22,6 +22,7 @@ from pvi.engine.traces import Program, plates_of, preserved_rng
 from pvi.errors import CheckpointError, DataError, GuideError, PviError
 from pvi.fit.callbacks import Callback
 from pvi.fit.checkpoint import Checkpoints
+from pvi.fit.deterministic import Deterministic, why_not
 from pvi.fit.drift import Path, leaves_in, rise_ahead
 from pvi.fit.minibatch import Minibatches, check_additive, data_plates
 from pvi.fit.progress import Progress
@@ -60,7 +61,7 @@ class Trainer:
             found = check(model, guide, *data.whole(), data.named())
         self._shapes = {name: list(node["value"].shape) for name, node in found.items()}
         nodes = found.values()
-        self._numbers = sum(node["value"].numel() for node in nodes)
+        self.numbers = sum(node["value"].numel() for node in nodes)
         self._passes = math.ceil(max((p.scale for x in nodes for p in plates_of(x)), default=1.0))
         self.batch_size = _batch_size(batch_size, data)
         self.batched = self._minibatches(plate, self.batch_size) if self.batch_size else None
@@ -92,7 +93,7 @@ class Trainer:
         own = guide.parameters() if isinstance(guide, Guide) and not guide.amortized else ()
         free = {id(p) for p in own}  # networks of a flow: no data go through them
         weights = [name for name, p in self.params.named().items() if id(p) not in free]
-        if share * self._numbers > SMALL or any(map(self.params.is_network, weights)):
+        if share * self.numbers > SMALL or any(map(self.params.is_network, weights)):
             return 1
         with self.params.scope():
             plan = make_plan(self.model, self.guide, *self.data.whole(), "joint")
@@ -115,7 +116,7 @@ class Trainer:
         error: PviError | None = None
         with self.params.scope():
             try:
-                reason = self._loop(schedule, bar, checkpoints) if self._trainable() else ""
+                reason = self._optimise(schedule, bar, checkpoints) if self._trainable() else ""
             except KeyboardInterrupt:
                 reason = "interrupted"
             except CheckpointError:
@@ -150,6 +151,15 @@ class Trainer:
         value = self.evaluate(next(self.data.batches(None)), 0)
         self.history.add({**value.record(), "lr": 0.0, "grad_norm": 0.0})
         return False
+
+    def _optimise(self, schedule: Schedule, bar: Progress, checkpoints: Checkpoints | None) -> str:
+        """Train by the route that suits; return why the bound has not converged, or ""."""
+        if schedule.free and checkpoints is None and not why_not(self):
+            reason = Deterministic(self, bar).run()
+            if reason is not None:
+                return reason
+            self.history.clear()
+        return self._loop(schedule, bar, checkpoints)
 
     def _loop(self, schedule: Schedule, bar: Progress, checkpoints: Checkpoints | None) -> str:
         """Train; return why the bound has not converged, or ""."""
