@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 import pvi
-from pvi.errors import ObjectiveError
+from pvi.errors import GuideError, ObjectiveError
 from tests.families import EXACT_KL, GUIDES, TRAINED, linear_world, make, ready
 from tests.scenarios import Program, isolated, randn
 
@@ -216,6 +216,26 @@ def test_exact_kl(name: str, world: str) -> None:
         se = math.sqrt(float(sum(v for v in variances if v.isfinite())) / num)
         assert abs(float(means[0] - means[1])) < 4 * se + EXACT, site
         assert float(variances[1]) > 0
+
+
+@pytest.mark.parametrize("name", ["MeanField", "FullRank", "Mixture"])
+def test_masked_rows_count_nowhere(name: str) -> None:
+    """Rows that the model masks out leave the guide's density too: the weights' mean is Z."""
+    x = randn(4)
+    fit = pvi.fit(masked_rows, make(name), x, steps=300, seed=0)
+    log_w = fit.posterior.log_weights(4000, seed=0)
+    seen = x[:3]
+    cov = torch.eye(3) * (0.7**2 + 1.0) + 1.0
+    log_z = float(torch.distributions.MultivariateNormal(torch.zeros(3), cov).log_prob(seen))
+    ratio = (log_w - log_z).exp()
+    assert abs(float(ratio.mean()) - 1.0) < 5 * float(ratio.std()) / 4000**0.5 + 0.01
+    assert -0.6 < float(log_w.mean()) - log_z < 0.01
+
+
+def test_masked_rows_of_a_joint_draw_are_refused() -> None:
+    x = randn(4)
+    with pytest.raises(GuideError, match="masks elements of site 'z' out"):
+        pvi.fit(masked_rows, make("Flow"), x, steps=3)
 
 
 def funnel(x: Tensor) -> None:

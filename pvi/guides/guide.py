@@ -113,7 +113,8 @@ class Guide(PyroModule, metaclass=_Abstract):
             with ExitStack() as stack:
                 for plate in latent.plates:
                     stack.enter_context(plates[plate.name])
-                values[name] = pyro.sample(name, self._distribution(latent, past))
+                fn, infer = self._distribution(latent, past), self._infer(latent)
+                values[name] = pyro.sample(name, fn, infer=infer)
                 self._passed(latent, values[name], past)
         return values
 
@@ -275,6 +276,10 @@ class Guide(PyroModule, metaclass=_Abstract):
 
     def _passed(self, latent: Latent, value: Tensor, past: Any) -> None:
         """Take note of a site's draw."""
+
+    def _infer(self, latent: Latent) -> dict[str, Any]:
+        """What the engine should know of a site: elements that the model masks out count nowhere."""
+        return {"follows_mask": True}
 
     def _marginals(self, past: Any) -> dict[str, tuple[Tensor, Tensor]]:
         """Mean and sd in unconstrained space of the sites whose marginals are normal."""
