@@ -278,7 +278,7 @@ class Guide(PyroModule, metaclass=_Abstract):
         """Take note of a site's draw."""
 
     def _infer(self, latent: Latent) -> dict[str, Any]:
-        """What the engine should know of a site: elements that the model masks out count nowhere."""
+        """What the engine should know of a site: what the model masks out counts nowhere."""
         return {"follows_mask": True}
 
     def _marginals(self, past: Any) -> dict[str, tuple[Tensor, Tensor]]:
