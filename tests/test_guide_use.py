@@ -1,5 +1,6 @@
 """How guides are made, started, grouped and given to `pvi.fit`; Pyro's guides beside them."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -345,3 +346,29 @@ class TestSupports:
         assert bool((fit.posterior.sample(100, seed=0)["u"] < top).all())
         with pytest.raises(GuideError, match="site 'u' has another bound in each row"):
             pvi.fit(model, data=(x, top), batch_size=4, steps=2)
+
+
+@pytest.mark.parametrize("name", ["MeanField", "Delta", "Flow"])
+def test_angles_keep_to_one_turn(name: str) -> None:
+    """A density that repeats itself on the real line has no finite integral there."""
+
+    def model(x: Tensor) -> None:
+        a = pyro.sample("a", dist.VonMises(torch.tensor(4.0), 1.0))
+        pyro.sample("x", dist.Normal(a.sin(), 1.0), obs=x)
+
+    guide = make(name).bind(model)
+    guide.setup(torch.tensor(0.5))
+    a = float(guide.mean()["a"])
+    assert a == pytest.approx(4.0 - 2 * math.pi, abs=0.3)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(3.0)
+    assert float(guide.sample(1000)["a"].abs().max()) <= math.pi
+    fit = pvi.fit(model, make(name), torch.tensor(0.5), steps=300, seed=0)
+    if name != "Delta":
+        turn = torch.linspace(-math.pi, math.pi, 10_001)
+        log_p = torch.distributions.VonMises(4.0, 1.0).log_prob(turn)
+        log_p = log_p + torch.distributions.Normal(turn.sin(), 1.0).log_prob(torch.tensor(0.5))
+        log_z = float(log_p.logsumexp(0)) + math.log(2 * math.pi / 10_000)
+        log_w = fit.posterior.log_weights(2000, seed=0)
+        assert log_z - 0.5 < float(log_w.mean()) < log_z + 0.05
