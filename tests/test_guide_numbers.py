@@ -218,6 +218,22 @@ def test_exact_kl(name: str, world: str) -> None:
         assert float(variances[1]) > 0
 
 
+@pytest.mark.parametrize("name", ["MeanField", "LowRank", "FullRank", "Structured"])
+def test_exact_kl_of_positive_numbers(name: str) -> None:
+    """torch has the KL of two LogNormals, and a normal under the same exponential is one."""
+    x, num = randn(2), 4000
+    guide = ready(name, funnel, x)
+    with torch.no_grad():
+        exact, sample = (
+            pvi.ELBO(num, kl=kl).terms(funnel, guide, x)["s"]
+            for kl in ("exact", "sample")  # type: ignore[arg-type]
+        )
+    assert exact.how == "exact"
+    a, b = exact.per_particle(), sample.per_particle()
+    se = math.sqrt(float(a.var() + b.var()) / num)
+    assert abs(float(a.mean() - b.mean())) < 4 * se + EXACT
+
+
 @pytest.mark.parametrize("name", ["MeanField", "FullRank", "Mixture"])
 def test_masked_rows_count_nowhere(name: str) -> None:
     """Rows that the model masks out leave the guide's density too: the weights' mean is Z."""

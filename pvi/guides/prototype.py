@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import ExpTransform, biject_to, constraints
 
 from pvi.engine.checks import is_real
 from pvi.engine.traces import Plate, Program, plates_of, run_hidden, sample_nodes
@@ -55,7 +55,13 @@ class Latent:
 
     @cached_property
     def transform(self) -> Any:
-        """The bijection from unconstrained space onto the support."""
+        """The bijection from unconstrained space onto the support.
+
+        Positive numbers get the plain exponential of torch's LogNormal, so that the KL against it
+        has a closed form; `biject_to` adds a shift by 0, which hides that.
+        """
+        if type(self.support) is type(constraints.positive) and self.support.lower_bound == 0.0:
+            return ExpTransform()
         return biject_to(self.support)
 
     def unconstrained(self, value: Tensor) -> Tensor:
