@@ -356,7 +356,8 @@ def _site(name: str, p_node: dict | None, q_node: dict | None, observed: bool) -
     p = None if p_node is None else density(p_node)
     q = None if q_node is None else density(q_node)
     if p is not None and q is not None and q_node is not None and q.mask is None:
-        q = replace(q, mask=mask_for_guide(name, p.mask, q_node["infer"].get("follows_mask")))
+        follows = q_node["infer"].get("follows_mask")
+        q = replace(q, mask=mask_for_guide(name, p.fn, p.mask, follows))
     node = p_node if p_node is not None else q_node
     if node is None:
         raise ModelError(f"site '{name}' is in neither program")
