@@ -1,5 +1,6 @@
 """How guides are made, started, grouped and given to `pvi.fit`; Pyro's guides beside them."""
 
+import copy
 import math
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.contrib.easyguide import easy_guide
-from pyro.infer import SVI, autoguide
+from pyro.infer import SVI, Trace_ELBO, autoguide
+from pyro.optim import Adam
 from torch import Tensor, nn
 
 import pvi
@@ -372,3 +374,19 @@ def test_angles_keep_to_one_turn(name: str) -> None:
         log_z = float(log_p.logsumexp(0)) + math.log(2 * math.pi / 10_000)
         log_w = fit.posterior.log_weights(2000, seed=0)
         assert log_z - 0.5 < float(log_w.mean()) < log_z + 0.05
+
+
+@pytest.mark.parametrize("name", ["MeanField", "Group", "Flow"])
+def test_copies_are_trained_apart(name: str) -> None:
+    """In Pyro's store too, where parameters of one name are one parameter."""
+    x = randn(4)
+    guide = make(name).bind(world).setup(x)
+    other = copy.deepcopy(guide)
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    svi = SVI(world, guide, Adam({"lr": 0.1}), Trace_ELBO())
+    for _ in range(3):
+        svi.step(x)
+    other(x)
+    assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
+    assert any(not torch.equal(value, before[key]) for key, value in guide.state_dict().items())
+    assert other.model is guide.model

@@ -1,5 +1,6 @@
 """What all guides of pvi share."""
 
+import copy
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -64,6 +65,20 @@ class Guide(PyroModule, metaclass=_Abstract):
         self.latents: dict[str, Latent] = {}
         self.plate_sizes: dict[str, int] = {}
         self._whole = False  # whether subsampled plates are drawn in full
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy with a name of its own in Pyro's store, where it would share its parameters else.
+
+        The model stays the same one.
+        """
+        memo[id(self.model)] = self.model
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        context = new._pyro_context
+        context.used = False
+        new._pyro_set_supermodule(f"{type(self).__name__}{next(_NUMBERS)}", context)
+        return new
 
     @property
     def model(self) -> Program | None:

@@ -51,7 +51,7 @@ def with_rows(
             f"infer_local needs one of pvi.guides, which know what belongs to a row; the guide is "
             f"{type(guide).__name__}. Fit it again with the new rows."
         )
-    new = copy.deepcopy(guide, {id(guide.model): guide.model})
+    new = copy.deepcopy(guide)
     new.setup(*args, **kwargs)
     if new.latents.keys() != guide.latents.keys():
         other = sorted(new.latents.keys() ^ guide.latents.keys())
@@ -96,7 +96,7 @@ def _row_plates(model: Program, data: Data) -> set[str]:
 
 
 def _without(guide: Guide) -> dict[str, Any]:
-    """The current parameters without those of the guide, whose names its copy takes."""
+    """The current parameters without those of the guide, which its copy replaces."""
     own = f"{guide._pyro_name}."
     state: dict[str, Any] = dict(pyro.get_param_store().get_state())
     return {
