@@ -158,6 +158,11 @@ class TestSummaries:
             found = guide.quantiles(0.1)[site]
             torch.testing.assert_close(found, expected, atol=EXACT, rtol=EXACT)
 
+    @pytest.mark.parametrize("name", GUIDES)
+    def test_mean_sets_up(self, name: str) -> None:
+        x = randn(3)
+        assert make(name).bind(bounded).mean(x)["z"].shape == (3,)
+
     def test_means_are_no_parameters(self) -> None:
         guide: Any = ready("MeanField", bounded, randn(3))
         mean = guide.mean()["level.a"]

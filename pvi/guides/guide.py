@@ -74,7 +74,7 @@ class Guide(PyroModule, metaclass=_Abstract):
         memo[id(self.model)] = self.model
         new = type(self).__new__(type(self))
         memo[id(self)] = new
-        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        vars(new).update(copy.deepcopy(self.__dict__, memo))
         context = new._pyro_context
         context.used = False
         new._pyro_set_supermodule(f"{type(self).__name__}{next(_NUMBERS)}", context)
@@ -128,8 +128,8 @@ class Guide(PyroModule, metaclass=_Abstract):
             with ExitStack() as stack:
                 for plate in latent.plates:
                     stack.enter_context(plates[plate.name])
-                fn, infer = self._distribution(latent, past), self._infer(latent)
-                values[name] = pyro.sample(name, fn, infer=infer)
+                infer: Any = self._infer(latent)
+                values[name] = pyro.sample(name, self._distribution(latent, past), infer=infer)
                 self._passed(latent, values[name], past)
         return values
 

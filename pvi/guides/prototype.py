@@ -60,7 +60,9 @@ class Latent:
         Positive numbers get the plain exponential of torch's LogNormal, so that the KL against it
         has a closed form; `biject_to` adds a shift by 0, which hides that.
         """
-        if type(self.support) is type(constraints.positive) and self.support.lower_bound == 0.0:
+        bound = getattr(self.support, "lower_bound", None)
+        above_zero = isinstance(bound, float | int) and bound == 0
+        if above_zero and isinstance(self.support, type(constraints.positive)):
             return ExpTransform()
         return biject_to(self.support)
 
@@ -71,6 +73,11 @@ class Latent:
     def bounds(self) -> list[Tensor]:
         """What its support is bounded by, where that is no number."""
         return _bounds(self.support)
+
+    @property
+    def bounds_differ(self) -> bool:
+        """Whether elements of its plates have bounds of their own, such as of U(0, x_i)."""
+        return any(b.shape[: max(0, b.dim() - self.event_dim)].numel() > 1 for b in self.bounds)
 
     @property
     def value_dim(self) -> int:
