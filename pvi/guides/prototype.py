@@ -62,7 +62,7 @@ class Latent:
         """
         bound = getattr(self.support, "lower_bound", None)
         above_zero = isinstance(bound, float | int) and bound == 0
-        if above_zero and isinstance(self.support, type(constraints.positive)):
+        if above_zero and type(self.support) is type(constraints.positive):
             return ExpTransform()
         return biject_to(self.support)
 
