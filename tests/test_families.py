@@ -259,3 +259,29 @@ class TestPlates:
         draws = pvi.Posterior(model, guide, x).draws(6, seed=0)
         found = guide.log_prob({n: draws.values[n] for n in guide.latents}, x)
         torch.testing.assert_close(found, draws.log_q, atol=EXACT, rtol=EXACT)
+
+
+@pytest.mark.parametrize("name", ["MeanField", "Delta", "Flow"])
+def test_angles_keep_to_one_turn(name: str) -> None:
+    """A density that repeats itself on the real line has no finite integral there."""
+
+    def model(x: Tensor) -> None:
+        a = pyro.sample("a", dist.VonMises(torch.tensor(4.0), 1.0))
+        pyro.sample("x", dist.Normal(a.sin(), 1.0), obs=x)
+
+    guide = make(name).bind(model)
+    guide.setup(torch.tensor(0.5))
+    a = float(guide.mean()["a"])
+    assert a == pytest.approx(4.0 - 2 * math.pi, abs=0.3)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(3.0)
+    assert float(guide.sample(1000)["a"].abs().max()) <= math.pi
+    fit = pvi.fit(model, make(name), torch.tensor(0.5), steps=300, seed=0)
+    if name != "Delta":
+        turn = torch.linspace(-math.pi, math.pi, 10_001)
+        log_p = torch.distributions.VonMises(4.0, 1.0).log_prob(turn)
+        log_p = log_p + torch.distributions.Normal(turn.sin(), 1.0).log_prob(torch.tensor(0.5))
+        log_z = float(log_p.logsumexp(0)) + math.log(2 * math.pi / 10_000)
+        log_w = fit.posterior.log_weights(2000, seed=0)
+        assert log_z - 0.5 < float(log_w.mean()) < log_z + 0.05

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 import pvi
-from pvi.errors import ObjectiveError
+from pvi.errors import GuideError, ObjectiveError
 from tests.families import EXACT_KL, GUIDES, TRAINED, linear_world, make, ready
 from tests.scenarios import Program, isolated, randn
 
@@ -158,6 +158,11 @@ class TestSummaries:
             found = guide.quantiles(0.1)[site]
             torch.testing.assert_close(found, expected, atol=EXACT, rtol=EXACT)
 
+    @pytest.mark.parametrize("name", GUIDES)
+    def test_mean_sets_up(self, name: str) -> None:
+        x = randn(3)
+        assert make(name).bind(bounded).mean(x)["z"].shape == (3,)
+
     def test_means_are_no_parameters(self) -> None:
         guide: Any = ready("MeanField", bounded, randn(3))
         mean = guide.mean()["level.a"]
@@ -216,6 +221,58 @@ def test_exact_kl(name: str, world: str) -> None:
         se = math.sqrt(float(sum(v for v in variances if v.isfinite())) / num)
         assert abs(float(means[0] - means[1])) < 4 * se + EXACT, site
         assert float(variances[1]) > 0
+
+
+@pytest.mark.parametrize("name", ["MeanField", "LowRank", "FullRank", "Structured"])
+def test_exact_kl_of_positive_numbers(name: str) -> None:
+    """torch has the KL of two LogNormals, and a normal under the same exponential is one."""
+    x, num = randn(2), 4000
+    guide = ready(name, funnel, x)
+    with torch.no_grad():
+        exact, sample = (
+            pvi.ELBO(num, kl=kl).terms(funnel, guide, x)["s"]
+            for kl in ("exact", "sample")  # type: ignore[arg-type]
+        )
+    assert exact.how == "exact"
+    a, b = exact.per_particle(), sample.per_particle()
+    se = math.sqrt(float(a.var() + b.var()) / num)
+    assert abs(float(a.mean() - b.mean())) < 4 * se + EXACT
+
+
+def own_masks(x: Tensor) -> None:
+    """The same, written with the distributions' own masks."""
+    mu, seen = pyro.sample("mu", dist.Normal(0.0, 1.0)), torch.arange(4) < 3
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(mu, 0.7).mask(seen))
+        pyro.sample("x", dist.Normal(z, 1.0).mask(seen), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("MeanField", masked_rows),
+        ("FullRank", masked_rows),
+        ("Mixture", masked_rows),
+        ("Structured", own_masks),
+    ],
+)
+def test_masked_rows_count_nowhere(name: str, model: Program) -> None:
+    """Rows that the model masks out leave the guide's density too: the weights' mean is Z."""
+    x = randn(4)
+    fit = pvi.fit(model, make(name), x, steps=300, seed=0)
+    log_w = fit.posterior.log_weights(4000, seed=0)
+    seen = x[:3]
+    cov = torch.eye(3) * (0.7**2 + 1.0) + 1.0
+    log_z = float(torch.distributions.MultivariateNormal(torch.zeros(3), cov).log_prob(seen))
+    ratio = (log_w - log_z).exp()
+    assert abs(float(ratio.mean()) - 1.0) < 5 * float(ratio.std()) / 4000**0.5 + 0.01
+    assert -0.6 < float(log_w.mean()) - log_z < 0.01
+
+
+def test_masked_rows_of_a_joint_draw_are_refused() -> None:
+    x = randn(4)
+    with pytest.raises(GuideError, match="masks elements of site 'z' out"):
+        pvi.fit(masked_rows, make("Flow"), x, steps=3)
 
 
 def funnel(x: Tensor) -> None:

@@ -1,5 +1,6 @@
 """How guides are made, started, grouped and given to `pvi.fit`; Pyro's guides beside them."""
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +11,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.contrib.easyguide import easy_guide
-from pyro.infer import SVI, autoguide
+from pyro.infer import SVI, Trace_ELBO, autoguide
+from pyro.optim import Adam
 from torch import Tensor, nn
 
 import pvi
@@ -345,3 +347,32 @@ class TestSupports:
         assert bool((fit.posterior.sample(100, seed=0)["u"] < top).all())
         with pytest.raises(GuideError, match="site 'u' has another bound in each row"):
             pvi.fit(model, data=(x, top), batch_size=4, steps=2)
+        with pytest.raises(GuideError, match="site 'u' has another bound in each row"):
+            Amortized(nn.Linear(1, 2), model).setup(x.unsqueeze(-1), top)
+
+    def test_bounds_within_an_event(self) -> None:
+        """They are the same in each row, so batches and new rows have them too."""
+
+        def model(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                u = pyro.sample("u", dist.Uniform(-torch.ones(2), torch.ones(2)).to_event(1))
+                pyro.sample("x", dist.Normal(u.sum(-1), 1.0), obs=x)
+
+        fit = pvi.fit(model, data=randn(9), batch_size=4, steps=2, seed=0)
+        assert fit.posterior.sample(3)["u"].shape == (3, 9, 2)
+
+
+@pytest.mark.parametrize("name", ["MeanField", "Group", "Flow"])
+def test_copies_are_trained_apart(name: str) -> None:
+    """In Pyro's store too, where parameters of one name are one parameter."""
+    x = randn(4)
+    guide = make(name).bind(world).setup(x)
+    other = copy.deepcopy(guide)
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    svi = SVI(world, guide, Adam({"lr": 0.1}), Trace_ELBO())
+    for _ in range(3):
+        svi.step(x)
+    other(x)
+    assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
+    assert any(not torch.equal(value, before[key]) for key, value in guide.state_dict().items())
+    assert other.model is guide.model

@@ -1,6 +1,7 @@
 """Latents of new rows: learned from their observations, with all else as it was."""
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -10,7 +11,7 @@ from torch import Tensor
 
 import pvi
 from pvi.errors import DataError, FitError, GuideError
-from pvi.guides import Delta, Group, LowRank, MeanField, Structured
+from pvi.guides import Delta, Flow, Group, LowRank, MeanField, Structured
 from tests.scenarios import randn
 
 pytestmark = pytest.mark.usefixtures("isolated")
@@ -66,6 +67,46 @@ def test_as_many_rows_as_before(data: tuple[Tensor, Tensor]) -> None:
     draws = fit.posterior.on((x, x), infer_local=STEPS).sample(2000, seed=0)
     expected = (float(draws["mu"].mean()) + 32.0) / 9.0
     assert float((draws["z"].mean(0) - expected).abs().max()) < 0.15 / 3 + 4 / 3 / 2000**0.5
+
+
+def test_plates_of_other_things(data: tuple[Tensor, Tensor]) -> None:
+    """A plate that has as many elements as the data have rows by chance is not theirs."""
+
+    def model(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("features", 6):
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(w.sum(), 1.0))
+            pyro.sample("x", dist.Normal(z, NOISE), obs=x)
+            pyro.sample("y", dist.Normal(z, NOISE), obs=y)
+
+    fit = pvi.fit(model, MeanField, (data[0][:6], data[1][:6]), steps=50, seed=0)
+    before = fit.posterior.sample(100, seed=0)["w"].mean(0)
+    for rows in (3, 6):
+        new = torch.full((rows,), 9.0)
+        draws = fit.posterior.on((new, new), infer_local=50).sample(100, seed=0)
+        torch.testing.assert_close(draws["w"].mean(0), before, atol=0.5, rtol=0)
+        assert draws["z"].shape == (100, rows)
+        assert float(draws["z"].mean()) > 2.0
+
+
+def test_sites_named_like_weights(data: tuple[Tensor, Tensor]) -> None:
+    """The networks of a flow over the globals stay as they were."""
+
+    def model(x: Tensor) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 3.0))
+        b = pyro.sample("b", dist.Normal(0.0, 3.0))
+        with pyro.plate("data", len(x)):
+            bias = pyro.sample("bias", dist.Normal(a + b, 1.0))
+            pyro.sample("x", dist.Normal(bias, NOISE), obs=x)
+
+    flow = Flow(transforms=3, hidden_features=(8,), randperm=True)
+    fit = pvi.fit(model, Group({"bias": MeanField, ...: flow}), data[0], steps=100, seed=0)
+    new: Any = fit.posterior.on(torch.zeros(3), infer_local=5).guide
+    old, found = fit.guide.state_dict(), new.state_dict()
+    weights = [name for name in old if ".flow." in name]  # and the random order of their inputs
+    assert weights
+    assert all(torch.equal(old[name], found[name]) for name in weights)
 
 
 def test_points(data: tuple[Tensor, Tensor]) -> None:

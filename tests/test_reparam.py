@@ -146,6 +146,21 @@ class TestRefusals:
         with pytest.raises(ModelError, match=message):
             pvi.fit(nested_model, data=randn(4), reparam=how)
 
+    def test_masked_distributions_stay(self) -> None:
+        """`.mask(...)` hides the family from Pyro's reparameteriser: the site stays as it is."""
+
+        def model(x: Tensor) -> None:
+            m = pyro.sample("m", dist.Normal(0.0, 1.0))
+            pyro.sample("a", dist.Normal(m, 1.0))
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(m, 1.0).mask(x > 0.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        x = torch.tensor([1.0, -1.0])
+        fit = pvi.fit(model, data=x, reparam="noncentered", steps=3, seed=0)
+        assert {"m", "a_decentered", "z"} <= fit.posterior.sample(2).keys()
+        assert "z_decentered" not in fit.posterior.sample(2)
+
     def test_base_of_a_transformed_site(self) -> None:
         def model(x: Tensor) -> None:
             m = pyro.sample("m", dist.Normal(0.0, 1.0))

@@ -8,7 +8,7 @@ alpha != 1.
 """
 
 import warnings
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -35,12 +35,13 @@ class Tap:
         self.ratio: Tensor | None = None
         self.scaled = False
 
-    def view(self, value: Tensor, event_dim: int, scale: Scale = 1.0, mask: Any = None) -> Tensor:
+    def view(self, value: Tensor, event_dim: int, scale: Scale, mask: Callable[[], Any]) -> Tensor:
         """The same value; its gradient will be scaled by `ratio`, which broadcasts over plates.
 
         Args:
             scale, mask: what log q is multiplied by in the log weight: where that is s, the score
-                part that `ratio` stands for is s of a whole one.
+                part that `ratio` stands for is s of a whole one. The mask is asked for when the
+                gradient comes: it may be the model's, which runs later.
         """
         if not value.requires_grad:
             return value
@@ -55,7 +56,7 @@ class Tap:
                 ratio = ratio.reshape(len(ratio), *[1] * between, *ratio.shape[1:])
             if self.scaled:
                 ratio = 1.0 - scale * (1.0 - ratio)
-            ratio = 1.0 - masked(1.0 - ratio, mask)
+            ratio = 1.0 - masked(1.0 - ratio, mask())
             ratio = ratio.reshape(ratio.shape + (1,) * event_dim)
             return gradient * ratio.to(gradient.dtype)
 

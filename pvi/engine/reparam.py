@@ -22,6 +22,7 @@ from torch.distributions import biject_to
 from pvi.engine.traces import Program, hidden, replaced, run, run_hidden, sample_nodes
 from pvi.errors import ModelError
 
+WRAPPERS = torch.distributions.Independent, torch.distributions.TransformedDistribution
 CENTERED = {"noncentered": 0.0, "learned": None}
 
 
@@ -114,7 +115,7 @@ def _inside(site: Mapping) -> Tensor:
 
 def _loc_scale(fn: Any) -> Any:
     """The location-scale distribution under all wrappers, or `None`."""
-    while hasattr(fn, "base_dist"):
+    while isinstance(fn, WRAPPERS):
         fn = fn.base_dist
     known = {"loc", "scale"} <= set(fn.arg_constraints)
     return fn if known and not isinstance(fn, dist.Delta) else None

@@ -1,9 +1,10 @@
 """Draw from the guide, run the model on the draws, and return the terms of one bound."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -138,8 +139,9 @@ class Sampler:
         tap, outer = Tap(num > 1), set(given.nodes) if given is not None else set()
         nodes = sample_nodes(guide_trace)
         drawn = {name: node["value"] for name, node in nodes.items() if not node["is_observed"]}
+        masks: dict[str, Any] = {}
         inner = {
-            n: v if n in self.plan.points else _tapped(tap, nodes[n])
+            n: v if n in self.plan.points else _tapped(tap, nodes[n], partial(masks.get, n))
             for n, v in drawn.items()
             if n not in outer
         }
@@ -161,6 +163,7 @@ class Sampler:
 
         held = again({**fixed, **inner})
         sites = pair(held, model_trace)
+        masks |= {site.name: site.q.mask for site in sites if site.q is not None}
         if not outside:
             return Draw(self._terms(guide_trace, model_trace, num, sites), guide_trace, [tap])
         through = pair(again({**fixed, **outside}), model_trace)
@@ -181,9 +184,8 @@ def _evaluated(fn: Any, value: Tensor) -> Any:
     return known
 
 
-def _tapped(tap: Tap, node: Any) -> Tensor:
-    side = density(node)
-    return tap.view(node["value"], node["fn"].event_dim, side.scale, side.mask)
+def _tapped(tap: Tap, node: Any, mask: Callable[[], Any]) -> Tensor:
+    return tap.view(node["value"], node["fn"].event_dim, density(node).scale, mask)
 
 
 def _reparam(node: Mapping) -> bool:

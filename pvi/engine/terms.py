@@ -276,7 +276,7 @@ def exact_kl(site: Site) -> Tensor | None:
     shape = q.fn.batch_shape
     kl = kl.expand(shape) if kl.dim() <= len(shape) else kl
     p_scale, q_scale = coefficient(p), coefficient(q)
-    if _same(p_scale, q_scale):
+    if _same(p_scale, q_scale) or (_same(p.scale, q.scale) and p.mask is q.mask):
         return kl * p_scale
     try:
         entropy = q.fn.entropy()

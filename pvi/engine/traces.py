@@ -18,6 +18,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from pvi.engine.effects import TYPE, Collector
+from pvi.engine.masks import mask_for_guide
 from pvi.errors import GuideError, ModelError
 
 PARTICLES = "_pvi_particles"
@@ -41,9 +42,7 @@ class Plate:
 
 @dataclass(frozen=True)
 class Density:
-    """What one program, the model or the guide, says of a site: its distribution, scale and
-    mask.
-    """
+    """What one program says of a site: its distribution, scale and mask."""
 
     fn: Any
     value: Tensor
@@ -356,8 +355,9 @@ def _site(name: str, p_node: dict | None, q_node: dict | None, observed: bool) -
             _check_shape(name, role, side)
     p = None if p_node is None else density(p_node)
     q = None if q_node is None else density(q_node)
-    if name.endswith("_unobserved") and p is not None and q is not None and q.mask is None:
-        q = replace(q, mask=p.mask)  # of obs_mask=: entries that are observed use no draw
+    if p is not None and q is not None and q_node is not None and q.mask is None:
+        follows = q_node["infer"].get("follows_mask")
+        q = replace(q, mask=mask_for_guide(name, p.fn, p.mask, follows))
     node = p_node if p_node is not None else q_node
     if node is None:
         raise ModelError(f"site '{name}' is in neither program")

@@ -280,7 +280,7 @@ def _check_rows(guide: Program, plates: frozenset[str], numbered: bool) -> None:
 def _check_bounds(guide: Guide, plates: frozenset[str]) -> None:
     """Refuse supports with a bound for each row: the guide has those of all rows at once."""
     for latent in guide.latents.values():
-        if any(p.name in plates for p in latent.plates) and any(b.dim() for b in latent.bounds):
+        if any(p.name in plates for p in latent.plates) and latent.bounds_differ:
             raise GuideError(
                 f"the support of site '{latent.name}' has another bound in each row, which "
                 f"{type(guide).__name__} can't follow through minibatches. Sample a fraction on a "

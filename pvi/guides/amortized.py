@@ -96,6 +96,12 @@ class Amortized(Guide):
                     f"site '{name}' is in no plate, so it has no rows that an encoder could give. "
                     "Use another guide for it: Group({...})."
                 )
+            if latent.bounds_differ:
+                raise GuideError(
+                    f"the support of site '{name}' has another bound in each row, which Amortized "
+                    "can't follow to other rows. Sample a fraction on a fixed support and make the "
+                    "site from it with pyro.deterministic."
+                )
         with torch.no_grad(), preserved_rng():
             rows = self._begin(args, kwargs)
             first = {name: row[0] if isinstance(row, tuple) else row for name, row in rows.items()}

@@ -170,6 +170,9 @@ class Flow(NormalGuide):
     def _distribution(self, latent: Latent, past: dict[str, Tensor]) -> Any:
         return pushed(latent, past[latent.name])
 
+    def _infer(self, latent: Latent) -> dict[str, Any]:
+        return {"follows_mask": False}  # its density is that of the joint draw, of all elements
+
     def log_prob(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         self._require_setup()
         padded = {name: self._padded(latent, values[name]) for name, latent in self.latents.items()}

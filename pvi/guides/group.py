@@ -119,6 +119,9 @@ class Group(Guide):
         i = self._owner[latent.name]
         self._parts[i]._passed(latent, value, past[i])
 
+    def _infer(self, latent: Latent) -> dict[str, Any]:
+        return self._parts[self._owner[latent.name]]._infer(latent)
+
     def _marginals(self, past: dict[int, Any]) -> dict[str, tuple[Tensor, Tensor]]:
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for i, part in self._active().items():

@@ -1,5 +1,6 @@
 """What all guides of pvi share."""
 
+import copy
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -65,6 +66,20 @@ class Guide(PyroModule, metaclass=_Abstract):
         self.plate_sizes: dict[str, int] = {}
         self._whole = False  # whether subsampled plates are drawn in full
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy with a name of its own in Pyro's store, where it would share its parameters else.
+
+        The model stays the same one.
+        """
+        memo[id(self.model)] = self.model
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        vars(new).update(copy.deepcopy(self.__dict__, memo))
+        context = new._pyro_context
+        context.used = False
+        new._pyro_set_supermodule(f"{type(self).__name__}{next(_NUMBERS)}", context)
+        return new
+
     @property
     def model(self) -> Program | None:
         return self._model[0]
@@ -113,7 +128,8 @@ class Guide(PyroModule, metaclass=_Abstract):
             with ExitStack() as stack:
                 for plate in latent.plates:
                     stack.enter_context(plates[plate.name])
-                values[name] = pyro.sample(name, self._distribution(latent, past))
+                infer: Any = self._infer(latent)
+                values[name] = pyro.sample(name, self._distribution(latent, past), infer=infer)
                 self._passed(latent, values[name], past)
         return values
 
@@ -275,6 +291,10 @@ class Guide(PyroModule, metaclass=_Abstract):
 
     def _passed(self, latent: Latent, value: Tensor, past: Any) -> None:
         """Take note of a site's draw."""
+
+    def _infer(self, latent: Latent) -> dict[str, Any]:
+        """What the engine should know of a site: what the model masks out counts nowhere."""
+        return {"follows_mask": True}
 
     def _marginals(self, past: Any) -> dict[str, tuple[Tensor, Tensor]]:
         """Mean and sd in unconstrained space of the sites whose marginals are normal."""

@@ -129,6 +129,8 @@ class Mixture(Guide):
             part._passed(latent, value, own)
 
     def mean(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        if not self.latents:
+            self.setup(*args, **kwargs)
         means = [part.mean(*args, **kwargs) for part in self._parts]
         weights = self.weights.detach()
         stacked = {name: torch.stack([mean[name] for mean in means]) for name in self.latents}

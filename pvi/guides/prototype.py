@@ -1,19 +1,23 @@
 """A look at the model's latent sites: what every automatic guide is built from."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import ExpTransform, biject_to, constraints
 
 from pvi.engine.checks import is_real
 from pvi.engine.traces import Plate, Program, plates_of, run_hidden, sample_nodes
 from pvi.errors import GuideError, ModelError
 from pvi.guides.init import InitLoc, prior_median
+
+CIRCULAR = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,15 @@ class Latent:
 
     @cached_property
     def transform(self) -> Any:
-        """The bijection from unconstrained space onto the support."""
+        """The bijection from unconstrained space onto the support.
+
+        Positive numbers get the plain exponential of torch's LogNormal, so that the KL against it
+        has a closed form; `biject_to` adds a shift by 0, which hides that.
+        """
+        bound = getattr(self.support, "lower_bound", None)
+        above_zero = isinstance(bound, float | int) and bound == 0
+        if above_zero and type(self.support) is type(constraints.positive):
+            return ExpTransform()
         return biject_to(self.support)
 
     def unconstrained(self, value: Tensor) -> Tensor:
@@ -61,6 +73,11 @@ class Latent:
     def bounds(self) -> list[Tensor]:
         """What its support is bounded by, where that is no number."""
         return _bounds(self.support)
+
+    @property
+    def bounds_differ(self) -> bool:
+        """Whether elements of its plates have bounds of their own, such as of U(0, x_i)."""
+        return any(b.shape[: max(0, b.dim() - self.event_dim)].numel() > 1 for b in self.bounds)
 
     @property
     def value_dim(self) -> int:
@@ -125,10 +142,27 @@ def _check_bounds(model: Program, found: list[Latent], args: tuple, kwargs: Mapp
             )
 
 
+def is_circular(fn: Any) -> bool:
+    """Whether a distribution of angles repeats itself on the real line.
+
+    Its declared support is all reals, where its density has no finite integral and a guide's
+    entropy no limit: guides keep to one turn, from -pi to pi.
+    """
+    while isinstance(fn, torch.distributions.Independent):
+        fn = fn.base_dist
+    return isinstance(fn, CIRCULAR)
+
+
 def _latent(name: str, node: Mapping) -> Latent:
     fn, value = node["fn"], node["value"].detach()
+    support = fn.support
+    if is_circular(fn):
+        support = constraints.interval(-math.pi, math.pi)
+        value = torch.remainder(value + math.pi, 2 * math.pi) - math.pi
+        if fn.event_dim:
+            support = constraints.independent(support, fn.event_dim)
     try:
-        loc = biject_to(fn.support).inv(value)
+        loc = biject_to(support).inv(value)
     except NotImplementedError as error:
         raise GuideError(
             f"site '{name}' ({type(fn).__name__}) has no map from unconstrained space (is it "
@@ -138,13 +172,13 @@ def _latent(name: str, node: Mapping) -> Latent:
     if not bool(loc.isfinite().all()):
         raise GuideError(
             f"init_loc_fn put site '{name}' at a point that is not inside its support "
-            f"{fn.support}. Return a finite value strictly inside."
+            f"{support}. Return a finite value strictly inside."
         )
     event_dim = fn.event_dim + loc.dim() - value.dim()
     plates = tuple(p for p in plates_of(node) if p.dim is not None)
     for plate in plates:
         loc = _repeat(loc, plate, event_dim)
-    return Latent(name, fn.support, plates, loc.clone(), event_dim)
+    return Latent(name, support, plates, loc.clone(), event_dim)
 
 
 def _repeat(loc: Tensor, plate: Plate, event_dim: int) -> Tensor:

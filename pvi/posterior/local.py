@@ -9,18 +9,21 @@ import torch
 from torch import Tensor
 
 from pvi.engine import ELBO
+from pvi.engine.data import Data
 from pvi.engine.params import Params
-from pvi.engine.traces import Program
+from pvi.engine.subsampling import plate_frames
+from pvi.engine.traces import Program, run_hidden, sample_nodes
 from pvi.errors import DataError, FitError, GuideError
 from pvi.guides import Guide
 from pvi.optim.schedule import cosine
 from pvi.progress import progress
 
 RATE, PARTICLES = 0.1, 4
+OF_SITES = ("loc", "scale", "point", "within", "on", "rows", "columns")  # what guides keep by site
 
 
 def with_rows(
-    model: Program, guide: Program, rows: int, args: tuple, kwargs: Mapping, steps: int
+    model: Program, guide: Program, data: Data, args: tuple, kwargs: Mapping, steps: int
 ) -> tuple[Guide, Params]:
     """A copy of the guide for new rows, everything outside the rows as it was, and its parameters.
 
@@ -33,7 +36,8 @@ def with_rows(
     so the new rows tell nothing of $\\theta$.
 
     Args:
-        rows: how many the training data had; plates of that size are theirs.
+        data: those that the guide was trained on; plates that follow their number of rows are
+            the rows'.
         steps: of Adam, its rate falling along a cosine from 0.1.
 
     Raises:
@@ -47,7 +51,7 @@ def with_rows(
             f"infer_local needs one of pvi.guides, which know what belongs to a row; the guide is "
             f"{type(guide).__name__}. Fit it again with the new rows."
         )
-    new = copy.deepcopy(guide, {id(guide.model): guide.model})
+    new = copy.deepcopy(guide)
     new.setup(*args, **kwargs)
     if new.latents.keys() != guide.latents.keys():
         other = sorted(new.latents.keys() ^ guide.latents.keys())
@@ -57,7 +61,8 @@ def with_rows(
             "obs_mask= or poutine.mask."
         )
     old = guide.plate_sizes
-    local = {p for p, size in new.plate_sizes.items() if size != old[p] or size == rows}
+    local = {p for p, size in new.plate_sizes.items() if size != old[p]}
+    local |= _row_plates(model, data) & new.plate_sizes.keys()
     if local & guide.coupled_plates:
         raise GuideError(
             f"{type(guide).__name__} ties the elements of plate '{min(local)}' together, so new "
@@ -69,6 +74,10 @@ def with_rows(
         if _site(name) not in keys:
             parameter.data = values[name].detach().clone()
             parameter.requires_grad_(False)
+    new.eval()  # its networks stay as they are
+    buffers = dict(guide.named_buffers())
+    for name, buffer in new.named_buffers():  # such as a flow's random order
+        buffer.data = buffers[name].clone()
     params = Params(model, new, state=_without(guide))
     with params.scope():
         _train(model, new, args, kwargs, steps)
@@ -76,8 +85,18 @@ def with_rows(
     return new, params
 
 
+def _row_plates(model: Program, data: Data) -> set[str]:
+    """The plates that grow with the data: with one row more."""
+    every = torch.arange(data.size, device=data.device)
+    one, two = (
+        plate_frames(sample_nodes(run_hidden(model, *data.rows(rows))))
+        for rows in (every, torch.cat([every, every[:1]]))
+    )
+    return {name for name in one.keys() & two.keys() if one[name][1] != two[name][1]}
+
+
 def _without(guide: Guide) -> dict[str, Any]:
-    """The current parameters without those of the guide, whose names its copy takes."""
+    """The current parameters without those of the guide, which its copy replaces."""
     own = f"{guide._pyro_name}."
     state: dict[str, Any] = dict(pyro.get_param_store().get_state())
     return {
@@ -86,9 +105,14 @@ def _without(guide: Guide) -> dict[str, Any]:
     }
 
 
-def _site(name: str) -> str:
-    """The site that a parameter belongs to: "on.z|theta_unconstrained" is z's."""
-    return name.rsplit(".", 1)[-1].removesuffix("_unconstrained").split("|")[0]
+def _site(name: str) -> str | None:
+    """The site that a parameter belongs to: "on.z|theta_unconstrained" is z's; `None` for networks
+    and for what all sites share.
+    """
+    *_, module, last = ["", *name.split(".")]
+    if module not in OF_SITES or not last.endswith("_unconstrained"):
+        return None
+    return last.removesuffix("_unconstrained").split("|")[0]
 
 
 def _train(model: Program, guide: Guide, args: tuple, kwargs: Mapping, steps: int) -> None:

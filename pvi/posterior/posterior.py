@@ -142,7 +142,7 @@ class Posterior:
             return stacked([run.predictive(names) for run in runner.runs(num_draws)])
 
     def _with_rows(self, args: tuple, kwargs: Mapping, steps: int) -> tuple[Guide, Params]:
-        return with_rows(self.model, self.guide, self.data.size, args, kwargs, steps)
+        return with_rows(self.model, self.guide, self.data, args, kwargs, steps)
 
     def caveats(self) -> list[str]:
         """Why the log weights of this posterior would be meaningless; empty if they are sound."""
