@@ -1,7 +1,5 @@
 """When `optimizer="auto"` takes the deterministic route, and how it goes."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +8,7 @@ from torch import Tensor
 from pvi.engine.traces import preserved_rng
 from pvi.errors import PviError
 from pvi.fit.callbacks import Step
+from pvi.fit.double import doubled, in_double
 from pvi.fit.fixed_draws import WIDEST, FixedDraws
 from pvi.fit.progress import Progress
 from pvi.guides import Laplace
@@ -127,29 +126,3 @@ def _is_function(density: LogJoint, start: Tensor) -> bool:
     """Whether the model gives the same density twice, as one that draws inside does not."""
     with torch.no_grad():
         return bool(density(start) == density(start))
-
-
-@contextmanager
-def in_double(guide: NormalGuide) -> Iterator[None]:
-    """Double precision for a while: in single, a bound's last digits hide the optimum."""
-    default, own = torch.get_default_dtype(), [(p, p.dtype) for p in guide.parameters()]
-    torch.set_default_dtype(torch.float64)
-    for p, _ in own:
-        p.data = p.data.double()
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(default)
-        for p, dtype in own:
-            p.data = p.data.to(dtype)
-
-
-def doubled(x: Any) -> Any:
-    """Arguments with their floating tensors in double precision."""
-    if isinstance(x, Tensor):
-        return x.double() if x.is_floating_point() else x
-    if isinstance(x, Mapping):
-        return {k: doubled(v) for k, v in x.items()}
-    if isinstance(x, tuple | list):
-        return type(x)(map(doubled, x))
-    return x

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pvi.errors import FitError
 from pvi.guides.mean_field import NormalGuide
 from pvi.guides.mode import LogJoint
 from pvi.optim.draws import matched_normals
@@ -61,7 +62,8 @@ class FixedDraws:
     def __init__(self, guide: NormalGuide, density: LogJoint, numbers: int, report: Report):
         self.guide, self.density, self.report = guide, density, report
         self.most = int(min(MOST, LARGEST / max(numbers, 1)))
-        self._locs = list(guide.loc.parameters())
+        keys = [f"{latent.key}_unconstrained" for latent in guide.layout.latents.values()]
+        self._locs = [getattr(guide.loc, key) for key in keys]
         own = {id(p) for p in self._locs}
         self._others = [p for p in guide.parameters() if id(p) not in own]
         self._num, self._noise = 0, torch.zeros(())
@@ -97,6 +99,37 @@ class FixedDraws:
             before = now
             self._draw(2 * self._num)
             self._precondition()
+
+    def response(self, num_draws: int) -> Tensor:
+        """How the optimal means answer to a pull at each latent: a covariance, `(D, D)`.
+
+        $$\\mathrm{Cov}(u) = \\frac{d\\,m^*}{d\\,t} \\Big|_{t=0}
+        = \\left[\\left(-\\nabla^2_\\phi L\\right)^{-1}\\right]_{mm}$$
+
+        where $m^*$ are the means that maximise the bound $L$ of the density tilted by $t^\\top u$.
+
+        Raises:
+            FitError: the bound has no maximum there.
+        """
+        self._draw(num_draws)
+        leaves = (*self._locs, *self._others)
+        with torch.enable_grad():
+            slope = torch.autograd.grad(-self._bound(), leaves, create_graph=True)
+            entries = torch.cat([g.reshape(-1) for g in slope])
+            rows = [torch.autograd.grad(g, leaves, retain_graph=True) for g in entries]
+        hessian = torch.stack([torch.cat([x.reshape(-1) for x in row]) for row in rows])
+        sd = self._moments().sd
+        units = torch.cat([sd, torch.ones(len(hessian) - len(sd)).to(sd)])  # one size for all
+        hessian = units.unsqueeze(-1) * hessian * units
+        values, vectors = torch.linalg.eigh(0.5 * (hessian + hessian.mT))
+        if not float(values[0]) > -1e-4 * float(values[-1]):
+            raise FitError(
+                "linear response needs a maximum of the bound, which curves upwards here along "
+                "some direction; train until Fit.converged"
+            )
+        kept = values > 1e-9 * values[-1]  # turning a factor changes nothing
+        means = sd.unsqueeze(-1) * vectors[: len(sd), kept] / values[kept].sqrt()
+        return means @ means.mT
 
     def _draw(self, num: int) -> None:
         self._num, self._noise = num, self._normals(num, seed=num)

@@ -118,6 +118,16 @@ class Fit:
         """Bounds on the log evidence from both sides, on simulated data. See `pvi.sandwich`."""
         return posterior_sandwich(self.posterior, **options)
 
+    def linear_response(self, **options: Any) -> Posterior:
+        """The posterior with corrected sds and covariances. See `pvi.linear_response`.
+
+        Args:
+            options: num_draws.
+        """
+        from pvi.fit.linear_response import linear_response
+
+        return linear_response(self.posterior, **options)
+
     def to_arviz(self, num_draws: int = 1000, **options: Any) -> Any:
         """The posterior as arviz opens it. See `pvi.Posterior.to_arviz`."""
         return self.posterior.to_arviz(num_draws, **options)

@@ -97,13 +97,14 @@ class FullRank(NormalGuide):
         self.place_covariance(mean, torch.linalg.inv(precision))
 
     def place_covariance(self, mean: Tensor, covariance: Tensor) -> None:
-        """Become $N(u; m, \\Sigma)$ for these."""
+        """Become $N(u; m, \\Sigma)$ for these, which may be in higher precision."""
         tril = torch.linalg.cholesky(0.5 * (covariance + covariance.mT))
         scale = tril.diagonal()
         self._place(mean, scale)
         eye = torch.eye(len(tril), dtype=tril.dtype, device=tril.device)
         correlation = torch.lerp(eye, tril / scale.unsqueeze(-1), len(tril) ** 0.25)
-        self.correlation = correlation.contiguous()  # LAPACK's order is refused by safetensors
+        own = self.correlation  # LAPACK's order of memory is refused by safetensors
+        self.correlation = correlation.contiguous().to(own)
 
     def covariance(self) -> Tensor:
         """Covariance of all latents in unconstrained space, in the model's order: `(D, D)`."""
