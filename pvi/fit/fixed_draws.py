@@ -117,7 +117,7 @@ class FixedDraws:
             slope = torch.autograd.grad(-self._bound(), leaves, create_graph=True)
             entries = torch.cat([g.reshape(-1) for g in slope])
             rows = [torch.autograd.grad(g, leaves, retain_graph=True) for g in entries]
-        hessian = torch.stack([torch.cat([x.reshape(-1) for x in row]) for row in rows])
+        hessian = torch.stack([torch.cat([x.reshape(-1) for x in row]) for row in rows]).detach()
         sd = self._moments().sd
         units = torch.cat([sd, torch.ones(len(hessian) - len(sd)).to(sd)])  # one size for all
         hessian = units.unsqueeze(-1) * hessian * units
@@ -214,6 +214,7 @@ class FixedDraws:
 
         search = Search(loss, self._root.new_zeros(sum(p.numel() for p in base)))
         try:
+            self.report(-search.best.value, float(search.best.gradient.norm()), self._num)
             point = search.run(LEVEL, ROUND, after=after)
         finally:
             put(search.best.x)

@@ -154,7 +154,8 @@ class Trainer:
 
     def _optimise(self, schedule: Schedule, bar: Progress, checkpoints: Checkpoints | None) -> str:
         """Train by the route that suits; return why the bound has not converged, or ""."""
-        if schedule.free and checkpoints is None and not why_not(self):
+        started = checkpoints is not None and not checkpoints.is_empty
+        if schedule.free and not started and not why_not(self):
             reason = Deterministic(self, bar).run()
             if reason is not None:
                 return reason
