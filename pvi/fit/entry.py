@@ -56,10 +56,11 @@ def fit(
         objective: `pvi.ELBO()`, `pvi.IWAE(8)` ...; by default the ELBO with exact KL, of 8
             particles
             where the model is small, without networks and can batch them, else of one.
-        optimizer: "auto" (Adam whose rate falls as the bound stops rising), or a callable that
-            takes
-            a list of parameters and returns a `torch.optim.Optimizer`.
-        lr: first learning rate of "auto"; by default 0.05, for weights of networks 0.002.
+        optimizer: "auto": for the normal guides of `pvi.guides` on all the data, L-BFGS over fixed
+            draws, until their Monte Carlo error is below 0.03 posterior sds; for all else, or with
+            `steps`, `epochs` or `lr`, "adam": Adam whose rate falls as the bound stops rising. Or a
+            callable that takes a list of parameters and returns a `torch.optim.Optimizer`.
+        lr: first learning rate of "adam"; by default 0.05, for weights of networks 0.002.
         steps, epochs: how long (the rate then falls along a cosine); by default until the bound
             is level at the lowest rate, at most 20,000 steps.
         batch_size: rows in a minibatch; by default all rows in every step.
