@@ -265,3 +265,39 @@ class TestLinearResponse:
         fit = pvi.fit(two, MeanField(init_loc_fn={"a": 0.0}), data=torch.ones(3), steps=1, lr=1e-6)
         with pytest.raises(pvi.FitError, match="curves upwards"):
             fit.linear_response()
+
+
+class TestRestarts:
+    """Two modes at +-2, of which one holds two thirds of the mass."""
+
+    @staticmethod
+    def two(y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+        at = torch.tensor([[2.0, 0.0], [-2.0, 1.0]], dtype=z.dtype)
+        peaks = dist.Normal(at, 0.1).log_prob(z.unsqueeze(-2)).sum(-1)
+        pyro.factor("peaks", (peaks + torch.tensor([2.0, 1.0]).log()).logsumexp(-1))
+
+    def test_modes(self) -> None:
+        fit = pvi.fit(self.two, data=randn(1), restarts=8, seed=0)
+        first, second = fit.modes
+        assert torch.allclose(first.mean["z"], torch.tensor([2.0, 0.0]).double(), atol=0.02)
+        assert torch.allclose(second.mean["z"], torch.tensor([-2.0, 1.0]).double(), atol=0.02)
+        prior = dist.Normal(torch.zeros(2), (9.0 + 0.01) ** 0.5)
+        log_z = [float(prior.log_prob(m.mean["z"]).sum()) for m in fit.modes]
+        odds = 2.0 * math.exp(log_z[0] - log_z[1])
+        assert first.share == pytest.approx(odds / (1.0 + odds), abs=0.01)
+        assert torch.allclose(fit.guide.loc.z, first.mean["z"], atol=1e-6)
+        found = fit.diagnose(2000, seed=0)
+        assert found.verdict == "unreliable" and "has 2 modes" in found.reasons[0]
+        assert pvi.fit(self.two, data=randn(1), seed=0).diagnose(2000).verdict == "good"  # unseen
+
+    def test_one_mode(self) -> None:
+        fit = pvi.fit(poisson, data=(TestPoisson.x, TestPoisson.y), restarts=3, seed=0)
+        (mode,) = fit.modes
+        assert mode.share == 1.0 and fit.converged
+
+    def test_refused(self) -> None:
+        with pytest.raises(pvi.FitError, match=r"needs the deterministic route.*minibatches"):
+            pvi.fit(mean_model, data=randn(40), batch_size=10, restarts=2)
+        with pytest.raises(pvi.FitError, match="restarts must be a whole number"):
+            pvi.fit(mean_model, data=randn(40), restarts=-1)

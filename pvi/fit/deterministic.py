@@ -1,5 +1,7 @@
 """When `optimizer="auto"` takes the deterministic route, and how it goes."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,14 +11,27 @@ from pvi.engine.traces import preserved_rng
 from pvi.errors import PviError
 from pvi.fit.callbacks import Step
 from pvi.fit.double import doubled, in_double
-from pvi.fit.fixed_draws import WIDEST, FixedDraws
+from pvi.fit.fixed_draws import WIDEST, FixedDraws, Moments
 from pvi.fit.progress import Progress
+from pvi.fit.restarts import Mode, find_modes, shares
 from pvi.guides import Laplace
 from pvi.guides.mean_field import NormalGuide
 from pvi.guides.mode import LogJoint
 
 FRESH = 20  # evaluations of the objective at the solution, to report its bound
+SAME = 0.5  # posterior sds: means that are closer are those of one mode
 OPTIMISTIC = 1.0  # nats by which the bound over fixed draws may exceed that over others
+
+
+@dataclass(frozen=True)
+class End:
+    """Where one of several searches has ended."""
+
+    bound: float
+    reason: str
+    values: list[Tensor]
+    moments: Moments
+    mean: dict[str, Tensor]
 
 
 class Stopped(Exception):
@@ -51,8 +66,9 @@ def why_not(task: Any) -> str:
 class Deterministic:
     """One fit by fixed draws: in double precision where the model allows it."""
 
-    def __init__(self, task: Any, bar: Progress):
-        self._task, self._bar = task, bar
+    def __init__(self, task: Any, bar: Progress, restarts: int = 0):
+        self._task, self._bar, self._restarts = task, bar, restarts
+        self.modes: tuple[Mode, ...] = ()
 
     def run(self) -> str | None:
         """Move the guide to the optimum.
@@ -83,14 +99,48 @@ class Deterministic:
         with in_double(task.guide) if double else preserved_rng():
             if double:
                 args, kwargs = doubled(args), doubled(kwargs)
-            try:
-                density = LogJoint(task.model, task.guide.layout, args, kwargs)
-                if not _is_function(density, task.guide.layout.start()):
-                    return None
-                route = FixedDraws(task.guide, density, task.numbers, self._after)
-                return None if route.first > route.most else route.run()
-            except (PviError, RuntimeError, ValueError, TypeError):
-                return None  # what a model raises in other circumstances than its own
+            density = self._density(args, kwargs)
+            if density is None:
+                return None
+            route = FixedDraws(task.guide, density, task.numbers, self._after)
+            if route.first > route.most:
+                return None
+            return self._from_modes(route, density) if self._restarts else route.run()
+
+    def _density(self, args: tuple, kwargs: Mapping) -> LogJoint | None:
+        """The model's log density, if it can be had in this precision, twice differentiated."""
+        layout = self._task.guide.layout
+        try:
+            density = LogJoint(self._task.model, layout, args, kwargs)
+            density.derivatives(layout.start().to(torch.get_default_dtype()))
+        except (PviError, RuntimeError, ValueError, TypeError):
+            return None  # what a model raises in other circumstances than its own
+        return density if _is_function(density, layout.start()) else None
+
+    def _from_modes(self, route: FixedDraws, density: LogJoint) -> str:
+        """Fit from every mode, and stay at the best."""
+        guide = self._task.guide
+        start = guide.layout.start().to(next(guide.parameters()))
+        found = find_modes(density, start, self._restarts + 1)
+        if not found:
+            return route.run()
+        ends = []
+        for mode, curvature in found:
+            reason = route.run(mode, curvature)
+            values = [p.detach().clone() for p in guide.parameters()]
+            bound = float(self._task.history["bound"][-1])
+            ends.append(End(bound, reason, values, route.moments(), guide.mean()))
+        ends.sort(key=lambda end: -end.bound)
+        apart: list[End] = []
+        for end in ends:
+            if all(_differ(end.moments, other.moments) for other in apart):
+                apart.append(end)
+        told = zip(apart, shares([end.bound for end in apart]), strict=True)
+        self.modes = tuple(Mode(end.bound, share, end.mean) for end, share in told)
+        with torch.no_grad():
+            for p, value in zip(guide.parameters(), ends[0].values, strict=True):
+                p.copy_(value)
+        return ends[0].reason
 
     def _after(self, bound: float, grad_norm: float, num_draws: int) -> None:
         task = self._task
@@ -120,6 +170,11 @@ class Deterministic:
             f"{float(bounds.mean()):.6g}: the guide has fitted the draws; give steps= to train on "
             "fresh ones"
         )
+
+
+def _differ(a: Moments, b: Moments) -> bool:
+    """Whether two solutions are not the same one, found twice."""
+    return bool(((a.mean - b.mean) / b.sd).abs().max() > SAME)
 
 
 def _is_function(density: LogJoint, start: Tensor) -> bool:

@@ -73,10 +73,18 @@ class FixedDraws:
         """Draws to start with: enough to know all covariances of the noise."""
         return max(FIRST, 2 ** math.ceil(math.log2(4 * self.guide.noise_size)))
 
-    def run(self) -> str:
-        """Move the guide to the optimum; return why it is not there, or ""."""
+    def run(self, mode: Tensor | None = None, curvature: Tensor | None = None) -> str:
+        """Move the guide to the optimum; return why it is not there, or "".
+
+        Args:
+            mode, curvature: start from Laplace's approximation at this mode.
+        """
         self._draw(self.first)
-        self._start()
+        if mode is None or curvature is None:
+            self._start()
+        else:
+            self.guide.place(mode, curvature)
+            self._root = torch.linalg.inv(torch.linalg.cholesky(curvature)).mT
         before: Moments | None = None
         while True:
             stuck = self._solve()
@@ -85,7 +93,7 @@ class FixedDraws:
                     break
                 self._precondition()
                 stuck = self._solve()
-            now = self._moments()
+            now = self.moments()
             error = now.distance(before) / math.sqrt(3.0) if before else math.inf
             if stuck:
                 return stuck
@@ -118,7 +126,7 @@ class FixedDraws:
             entries = torch.cat([g.reshape(-1) for g in slope])
             rows = [torch.autograd.grad(g, leaves, retain_graph=True) for g in entries]
         hessian = torch.stack([torch.cat([x.reshape(-1) for x in row]) for row in rows]).detach()
-        sd = self._moments().sd
+        sd = self.moments().sd
         units = torch.cat([sd, torch.ones(len(hessian) - len(sd)).to(sd)])  # one size for all
         hessian = units.unsqueeze(-1) * hessian * units
         values, vectors = torch.linalg.eigh(0.5 * (hessian + hessian.mT))
@@ -139,7 +147,7 @@ class FixedDraws:
 
     def _start(self) -> None:
         """Choose between the guide's own start and Laplace's approximation, by their bounds."""
-        scale = self._moments().sd
+        scale = self.moments().sd
         mode = maximize(self.density, self.guide.layout.start().to(scale))
         gradient, curvature = self.density.derivatives(mode)
         root, failed = torch.linalg.cholesky_ex(curvature)
@@ -166,7 +174,7 @@ class FixedDraws:
         values, vectors = torch.linalg.eigh(whitened)
         self._root = self._root @ vectors / values.abs().clamp(1e-2, 1e4).sqrt()
         half = torch.linalg.inv(self._root)
-        self._improved(self._moments().mean, half.mT @ half)
+        self._improved(self.moments().mean, half.mT @ half)
 
     def _improved(self, mean: Tensor, precision: Tensor) -> bool:
         """Move the guide to a normal if the bound is higher there."""
@@ -228,13 +236,18 @@ class FixedDraws:
 
     def _bound(self) -> Tensor:
         points = self.guide.transport(self._noise)
-        return self.density.many(points).mean() + self.guide.entropy()
+        try:
+            density = self.density.many(points)
+        except (RuntimeError, ValueError):  # of the model, at a step too far
+            density = torch.nan * points.sum(1)
+        return density.mean() + self.guide.entropy()
 
     def _value(self) -> float:
         with torch.no_grad():
             return float(self._bound())
 
-    def _moments(self) -> Moments:
+    def moments(self) -> Moments:
+        """Of the guide as it is."""
         with torch.no_grad():
             centre = self.guide.transport(torch.zeros_like(self._noise[:1]))[0]
             spread = self.guide.transport(self._noise) - centre

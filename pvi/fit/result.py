@@ -19,6 +19,7 @@ from pvi.diagnostics import (
 )
 from pvi.engine import Objective
 from pvi.engine.traces import Program
+from pvi.fit.restarts import Mode
 from pvi.posterior import Posterior
 
 ALWAYS = ("bound", "loss", "lr", "grad_norm")
@@ -88,6 +89,7 @@ class Fit:
     Args:
         converged: whether the bound was level when the optimisation ended.
         reason: why it did not; empty otherwise.
+        modes: what `restarts` has found, the best first; the guide is at the first.
         objective: what was maximised; `None` after `pvi.load` if it held functions or schedules.
     """
 
@@ -99,6 +101,7 @@ class Fit:
     converged: bool
     reason: str
     seed: int | None = None
+    modes: tuple[Mode, ...] = ()
 
     def diagnose(self, num_draws: int = 20_000, **options: Any) -> Diagnosis:
         """May this posterior be trusted? See `pvi.diagnose`."""

@@ -19,13 +19,14 @@ from pvi.engine.objective import Evaluation
 from pvi.engine.params import Params
 from pvi.engine.plan import make_plan
 from pvi.engine.traces import Program, plates_of, preserved_rng
-from pvi.errors import CheckpointError, DataError, GuideError, PviError
+from pvi.errors import CheckpointError, DataError, FitError, GuideError, PviError
 from pvi.fit.callbacks import Callback
 from pvi.fit.checkpoint import Checkpoints
 from pvi.fit.deterministic import Deterministic, why_not
 from pvi.fit.drift import Path, leaves_in, rise_ahead
 from pvi.fit.minibatch import Minibatches, check_additive, data_plates
 from pvi.fit.progress import Progress
+from pvi.fit.restarts import Mode
 from pvi.fit.result import Fit, History
 from pvi.fit.schedule import Schedule
 from pvi.fit.training import Training
@@ -52,8 +53,10 @@ class Trainer:
         plate: str | Sequence[str] | None,
         callbacks: list[Callback],
         seed: int | None,
+        restarts: int = 0,
     ):
-        self.seed = seed
+        self.seed, self.restarts = seed, restarts
+        self.modes: tuple[Mode, ...] = ()
         self.model, self.guide, self.data, self.callbacks = model, guide, data, callbacks
         self.params = Params(model, guide)
         check_finite(data.named())
@@ -155,11 +158,20 @@ class Trainer:
     def _optimise(self, schedule: Schedule, bar: Progress, checkpoints: Checkpoints | None) -> str:
         """Train by the route that suits; return why the bound has not converged, or ""."""
         started = checkpoints is not None and not checkpoints.is_empty
-        if schedule.free and not started and not why_not(self):
-            reason = Deterministic(self, bar).run()
+        why = why_not(self) if schedule.free and not started else "another optimizer is asked for"
+        if not why:
+            route = Deterministic(self, bar, self.restarts)
+            reason = route.run()
+            self.modes = route.modes
             if reason is not None:
                 return reason
             self.history.clear()
+            why = "the model can't be run on fixed draws"
+        if self.restarts:
+            raise FitError(
+                f"restarts={self.restarts} needs the deterministic route, but {why}. Leave it out, "
+                "and fit with several seeds or init_loc_fn."
+            )
         return self._loop(schedule, bar, checkpoints)
 
     def _loop(self, schedule: Schedule, bar: Progress, checkpoints: Checkpoints | None) -> str:
@@ -250,6 +262,7 @@ class Trainer:
             converged=not reason,
             reason=reason,
             seed=self.seed,
+            modes=self.modes,
         )
 
 
