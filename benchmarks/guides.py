@@ -37,7 +37,7 @@ from torch.distributions import constraints
 
 import pvi
 from benchmarks.common import parser, report, timed
-from benchmarks.posteriordb import DRAWS, columns
+from benchmarks.posteriors import DRAWS, columns
 from pvi.errors import PviError
 from pvi.guides import Flow, FullRank, Laplace, LowRank, MeanField, Mixture, Structured
 from pvi.plots.figures import new_figure

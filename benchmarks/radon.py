@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import (
@@ -25,7 +24,13 @@ from torch import Tensor
 
 import pvi
 from benchmarks.common import parser, report, timed
-from benchmarks.posteriordb import DRAWS, Draws, columns, errors
+from benchmarks.posteriors import (
+    DRAWS,
+    errors,
+    radon_centered,
+    radon_noncentered,
+    radon_parameters,
+)
 from pvi.errors import PviError
 from pvi.guides import Flow, FullRank, Laplace, LowRank, MeanField, Structured
 from tests.scenarios import isolated
@@ -33,44 +38,6 @@ from tests.scenarios import isolated
 FILE = "radon_mn-radon_hierarchical_intercept_noncentered.json"
 PYRO_STEPS = 20_000
 HEADER = ["guide", "setting", "bound", "se", "khat", "mean error", "sd error", "s", "steps", "end"]
-
-
-def priors() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    mu = pyro.sample("mu_alpha", dist.Normal(0.0, 10.0))
-    beta = pyro.sample("beta", dist.Normal(torch.zeros(2), 10.0).to_event(1))
-    sigma = pyro.sample("sigma_alpha", dist.HalfNormal(1.0))
-    return mu, beta, sigma, pyro.sample("sigma_y", dist.HalfNormal(1.0))
-
-
-def outcomes(alpha: Tensor, beta: Tensor, noise: Tensor, x: Tensor, county: Tensor, y: Tensor):
-    with pyro.plate("rows", len(y)):
-        mean = alpha[..., county] + beta[..., 0] * x[:, 0] + beta[..., 1] * x[:, 1]
-        pyro.sample("log_radon", dist.Normal(mean, noise), obs=y)
-
-
-def noncentered(x: Tensor, county: Tensor, y: Tensor) -> None:
-    """The reference's own form: effects of counties in units of their sd."""
-    mu, beta, sigma, noise = priors()
-    with pyro.plate("counties", 85):
-        raw = pyro.sample("alpha_raw", dist.Normal(0.0, 1.0))
-    outcomes(mu + sigma * raw, beta, noise, x, county, y)
-
-
-def centered(x: Tensor, county: Tensor, y: Tensor) -> None:
-    mu, beta, sigma, noise = priors()
-    with pyro.plate("counties", 85):
-        alpha = pyro.sample("alpha", dist.Normal(mu, sigma))
-    outcomes(alpha, beta, noise, x, county, y)
-
-
-def parameters(draws: Draws) -> Draws:
-    """The reference's 90 numbers, of draws from either form."""
-    count = len(draws["mu_alpha"])
-    flat = {name: value.reshape(count, -1) for name, value in draws.items()}
-    if "alpha" not in flat:
-        flat["alpha"] = flat["mu_alpha"] + flat["sigma_alpha"] * flat["alpha_raw"]
-    scalars = {name: flat[name][:, 0] for name in ("mu_alpha", "sigma_alpha", "sigma_y")}
-    return columns("alpha", flat["alpha"]) | columns("beta", flat["beta"]) | scalars
 
 
 PATH = "ELBO(8, 'path'), 10,000 steps"
@@ -82,20 +49,20 @@ def path() -> dict[str, Any]:
 
 RUNS: list[tuple[str, str, Callable, Any, Callable[[], dict[str, Any]]]] = [
     *(
-        (guide.__name__, "defaults", noncentered, guide, dict)
+        (guide.__name__, "defaults", radon_noncentered, guide, dict)
         for guide in (MeanField, LowRank, FullRank, Structured, Flow, Laplace)
     ),
     *(
-        (guide.__name__, PATH, noncentered, guide, path)
+        (guide.__name__, PATH, radon_noncentered, guide, path)
         for guide in (LowRank, FullRank, Structured)
     ),
-    ("MeanField", "centred model", centered, MeanField, dict),
-    ("MeanField", "centred model, reparam='learned'", centered, MeanField, dict),
-    ("Structured", "centred model, " + PATH, centered, Structured, path),
+    ("MeanField", "centred model", radon_centered, MeanField, dict),
+    ("MeanField", "centred model, reparam='learned'", radon_centered, MeanField, dict),
+    ("Structured", "centred model, " + PATH, radon_centered, Structured, path),
 ]
 DOUBLE = [  # these want double precision: single precision ends them with an error
-    ("Laplace", "float64", noncentered, Laplace, dict),
-    ("FullRank", "float64, " + PATH, noncentered, FullRank, path),
+    ("Laplace", "float64", radon_noncentered, Laplace, dict),
+    ("FullRank", "float64, " + PATH, radon_noncentered, FullRank, path),
 ]
 PEERS = (AutoNormal, AutoLowRankMultivariateNormal, AutoMultivariateNormal)
 
@@ -110,7 +77,8 @@ def with_pvi(model: Callable, guide: Any, setting: str, options: dict, args: tup
 
 def with_pyro(guide: Any, args: tuple, seed: int) -> tuple[pvi.Posterior, int, str]:
     torch.manual_seed(seed)
-    svi = SVI(noncentered, guide(noncentered), pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    optimizer = pyro.optim.Adam({"lr": 0.01})
+    svi = SVI(radon_noncentered, guide(radon_noncentered), optimizer, Trace_ELBO())
     for _ in range(PYRO_STEPS):
         svi.step(*args)
     return pvi.from_svi(svi, args=args), PYRO_STEPS, "-"
@@ -132,7 +100,7 @@ def row(
             print(f"{name}, {setting}: {error}", flush=True)
             return [name, setting, *[None] * 7, str(error).split(". ")[0]]
         found = pvi.diagnose(posterior, DRAWS, seed=seed)
-        mean, sd = errors(parameters(posterior.sample(DRAWS, seed=seed + 1)), reference)
+        mean, sd = errors(radon_parameters(posterior.sample(DRAWS, seed=seed + 1)), reference)
     weights = [found.bound, found.bound_se, found.khat]
     known = [x if math.isfinite(x) else None for x in weights]  # a guide that can't be weighed
     cells = [name, setting, *known, mean, sd]

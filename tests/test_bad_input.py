@@ -186,7 +186,7 @@ class TestOptions:
             ({"steps": 3, "epochs": 3}, "give steps= or epochs=, not both"),
             ({"lr": -0.1}, "lr must be > 0, got -0.1"),
             ({"lr": float("nan")}, "lr must be > 0"),
-            ({"optimizer": "adam"}, "optimizer must be 'auto' or a callable.*'adam'"),
+            ({"optimizer": "sgd"}, "optimizer must be 'auto', 'adam' or a callable.*'sgd'"),
         ],
     )
     def test_refused(self, options: dict[str, Any], message: str) -> None:

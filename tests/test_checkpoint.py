@@ -165,11 +165,11 @@ def test_resumed(name: str, tmp_path: Path) -> None:
 
 
 def test_plateaus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stages of "auto", and the way that the parameters have gone."""
+    """The stages of "adam", and the way that the parameters have gone."""
     ways: list[Any] = []
     keep = lambda leaves, way, bound: ways.append(way) or ""  # noqa: E731
     monkeypatch.setattr(sys.modules["pvi.fit.trainer"], "rise_ahead", keep)
-    case: Case = lambda: {"model": mean_model, "data": X}  # noqa: E731
+    case: Case = lambda: {"model": mean_model, "data": X, "optimizer": "adam"}  # noqa: E731
     whole = run(case)
     part = run(case, checkpoint=tmp_path, callbacks=until(len(whole.history) - 50))
     assert part.reason == "interrupted"

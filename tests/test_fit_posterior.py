@@ -120,7 +120,8 @@ class TestConvergence:
             return bool(close.all() and (draws.std(0) < 2 * sd).all())
 
         stop = [lambda step: step.step % 100 == 0 and near(0.55 * best)]
-        fit = pvi.fit(model, guide, data=(design, y), callbacks=stop, seed=0)
+        options = {"optimizer": "adam", "callbacks": stop, "seed": 0}
+        fit = pvi.fit(model, guide, data=(design, y), **options)
         assert len(fit.history) > 600  # it is far at first
         assert near(sd) or not fit.converged
 
@@ -148,7 +149,7 @@ class TestConvergence:
             seen.append(step.bound)
             return len(seen) >= 400 and sum(seen[-200:]) / 200 > best - 1.0
 
-        fit = pvi.fit(model, data=(design, y), callbacks=[near], seed=0)
+        fit = pvi.fit(model, data=(design, y), optimizer="adam", callbacks=[near], seed=0)
         assert len(seen) > 500  # it was far
         bounds = torch.tensor(fit.history["bound"][-200:])
         se = float(bounds.std()) / math.sqrt(200)
@@ -234,7 +235,7 @@ class TestInterrupt:
             if step.step == 50:
                 raise KeyboardInterrupt
 
-        options = {"batch_size": batch_size, "callbacks": [stop], "seed": 0}
+        options = {"batch_size": batch_size, "optimizer": "adam", "callbacks": [stop], "seed": 0}
         fit = pvi.fit(mean_model, data=randn(40) + 3.0, **options)
         assert (len(fit.history), fit.converged, fit.reason) == (50, False, "interrupted")
         assert fit.posterior.sample(5, seed=0)["mu"].shape == (5,)
@@ -249,5 +250,6 @@ class TestInterrupt:
             assert fit.posterior.sample(5, seed=0)["z"].shape == (5, 40)
 
     def test_a_callback_stops(self) -> None:
-        fit = pvi.fit(mean_model, data=randn(40), callbacks=[lambda s: s.step == 7], seed=0)
+        options = {"optimizer": "adam", "callbacks": [lambda s: s.step == 7], "seed": 0}
+        fit = pvi.fit(mean_model, data=randn(40), **options)
         assert (len(fit.history), fit.converged) == (7, False)

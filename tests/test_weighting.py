@@ -319,7 +319,8 @@ class TestSchedules:
         falls = []
         for bound, end in ((plain, 800), (objective, 1250)):
             stop = [lambda step, end=end: step.step == end]
-            fit = pvi.fit(mean_model, data=y, objective=bound, callbacks=stop, seed=0)
+            options = {"optimizer": "adam", "callbacks": stop, "seed": 0}
+            fit = pvi.fit(mean_model, data=y, objective=bound, **options)
             falls.append(int((fit.history["lr"] == fit.history["lr"][0]).sum()))
         assert falls[0] < 750  # where the weight reaches 1 for the last time
         assert 750 + 400 <= falls[1] < 1250  # a window of 400 steps later

@@ -13,6 +13,7 @@ from pvi.diagnostics.reasons import (
     correlated,
     judge,
     num_bad,
+    other_modes,
     outside,
     stopped,
     unweightable,
@@ -156,6 +157,8 @@ def _weigh(
     pair = correlated(values, smoothed)
     if verdict == "good" and pair:
         verdict, reasons = "correctable", ["the marginals are right: use PSIS-weighted draws"]
+    if missed := other_modes(target):
+        verdict, reasons = "unreliable", [missed, *(reasons if verdict == "unreliable" else [])]
     reasons += outside(ratios) + pair + (centred(posterior) if verdict != "good" else [])
     if len(ratios) < ENOUGH:
         reasons.append(f"khat is noisy at {len(ratios):,} draws: use num_draws={ENOUGH:_} or more")

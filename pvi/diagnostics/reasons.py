@@ -30,6 +30,19 @@ def judge(smoothed: PSIS, sd_log_ratio: float, rows: tuple[Row, ...]) -> tuple[s
     return "correctable", [f"{moved} {worst.sd_ratio:.2f}: use PSIS-weighted draws, or {RICHER}"]
 
 
+def other_modes(target: Any) -> str:
+    """What a fit with `restarts` has found elsewhere, if it matters: the weights can't see it."""
+    modes = getattr(target, "modes", ())
+    elsewhere = 1.0 - modes[0].share if modes else 0.0
+    if elsewhere < 0.01:
+        return ""
+    return (
+        f"the posterior has {len(modes)} modes, and about {elsewhere:.0%} of its mass is not at "
+        f"this one: use pvi.guides.Mixture({len(modes)}), or make the modes one (order what can be "
+        "exchanged)"
+    )
+
+
 def _failures(smoothed: PSIS) -> list[str]:
     """Reasons why the weights cannot even correct the draws, whatever their number."""
     count, khat, ess = len(smoothed.log_weights), smoothed.khat, smoothed.ess

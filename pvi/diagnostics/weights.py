@@ -52,10 +52,9 @@ class Target:
 
     def traces(self, num: int, given: Any = None) -> tuple[Any, Any]:
         """Runs of guide and model for `num` draws, the guide's values taken from `given`."""
-        enumeration = self.plan.enumeration
-        guide_trace = run(enumeration.guide(self.guide, num), self.args, self.kwargs, given)
-        model = enumeration.model(self.model, num)
-        return guide_trace, run(model, self.args, self.kwargs, guide_trace)
+        data, plan = (self.args, self.kwargs), self.plan
+        guide_trace = run(plan.enumeration.guide(self.guide, num), *data, given)
+        return guide_trace, plan.run_model(self.model, *data, guide_trace, num)
 
     def terms(self, num: int, given: Any = None) -> Terms:
         """The terms of `num` draws."""

@@ -27,6 +27,12 @@ class Explanation:
         return "\n".join([table(HEADER, self.rows), *self.notes])
 
 
+def _particles(plan: Plan) -> str:
+    if not plan.reason:
+        return "batched"
+    return f"{'mapped' if plan.mapped else 'looped'}: {plan.reason}"
+
+
 def explain(terms: Terms, plan: Plan, objective: Any) -> Explanation:
     """Describe terms that were just computed for an `Objective`."""
     o = objective
@@ -36,7 +42,7 @@ def explain(terms: Terms, plan: Plan, objective: Any) -> Explanation:
         if plan.scope.outer:
             notes.append(f"drawn once per bound: {', '.join(sorted(plan.scope.outer))}")
     if o.num_particles > 1:
-        notes.append(f"particles: {'batched' if plan.vectorized else 'looped: ' + plan.reason}")
+        notes.append(f"particles: {_particles(plan)}")
     notes += _not_a_bound(terms, plan, o)
     if terms.penalties:
         names = ", ".join(t.name for t in terms.penalties)

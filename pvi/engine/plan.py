@@ -15,6 +15,7 @@ from pvi.engine.enumeration import Enumeration, with_sites
 from pvi.engine.gradients import Detached
 from pvi.engine.joint import NONE, terms_of
 from pvi.engine.look import agree, look
+from pvi.engine.mapped import run_mapped
 from pvi.engine.terms import Term, Terms
 from pvi.engine.traces import (
     Program,
@@ -42,9 +43,11 @@ class Plan:
     Args:
         nesting: number of plate dimensions, so that particles go left of them.
         vectorized: all particles in one run, or one run a particle.
-        reason: why they are run one by one; empty if they are not.
+        reason: why the model can't broadcast them; empty if it can.
         scope: which terms are weighted together where alpha != 1.
         enumeration: which discrete sites are summed over.
+        mapped: the model is run once for all particles by `torch.func.vmap`, since it can't
+            broadcast them; then no closed form of a KL is known.
         points: sites of the guide that are always the same, as in a MAP estimate.
         moving: Delta sites that restate a draw through a map with parameters of its own.
     """
@@ -56,6 +59,15 @@ class Plan:
     enumeration: Enumeration = NONE
     points: frozenset[str] = frozenset()
     moving: frozenset[str] = frozenset()
+    mapped: bool = False
+
+    def run_model(
+        self, model: Program, args: tuple, kwargs: Mapping, guide_trace: Any, num: int
+    ) -> Any:
+        """The model's trace on `num` particles of the guide."""
+        if self.mapped and num > 1:
+            return run_mapped(model, args, kwargs, guide_trace, num, self.nesting)
+        return run(self.enumeration.model(model, num), args, kwargs, guide_trace)
 
     def depth(self, num: int) -> int | None:
         """Plate dimensions under the particle plate of a run of `num`; `None` if it has none."""
@@ -81,6 +93,7 @@ def make_plan(
     enumeration, guide_trace, model_trace = look(*programs, average=average)
     terms = terms_of(guide_trace, model_trace, enumeration=enumeration)
     reason = why_not_vectorized(*programs, enumeration)
+    mapped = bool(reason) and not why_not_vectorized(*programs, enumeration, mapped=True)
     if enumeration.summed and not average and not reason:
         drawn = Enumeration(nesting=enumeration.nesting)
         reason = why_not_vectorized(*programs, drawn, enumeration.summed)
@@ -94,7 +107,8 @@ def make_plan(
             "'auto'."
         )
     deltas = _deltas(enumeration.guide(guide), args, kwargs, guide_trace)
-    return Plan(enumeration.nesting, not reason, reason, scope, enumeration, *deltas)
+    vectorized = mapped or not reason
+    return Plan(enumeration.nesting, vectorized, reason, scope, enumeration, *deltas, mapped)
 
 
 def single_plan(
@@ -247,17 +261,25 @@ def why_not_vectorized(
     kwargs: Mapping,
     enumeration: Enumeration,
     drawn: tuple[str, ...] = (),
+    *,
+    mapped: bool = False,
 ) -> str:
     """Empty if a run with a particle dimension equals single runs one by one, else why not.
 
     Args:
         drawn: sites that the model draws, as if they were the guide's.
+        mapped: run the model by `torch.func.vmap`, not with a particle dimension.
     """
     nesting = enumeration.nesting
+    if mapped and enumeration:
+        return "sites are summed out"
 
     def traces(num: int, given: Any = None) -> tuple[Any, Any]:
         guide_trace = run_hidden(enumeration.guide(guide, num), args, kwargs, given)
         given = guide_trace if given is None else given
+        if mapped and num > 1:
+            with hidden():
+                return guide_trace, run_mapped(model, args, kwargs, given, num, nesting)
         model_trace = run_hidden(enumeration.model(model, num), args, kwargs, given)
         return with_sites(guide_trace, model_trace, drawn), model_trace
 

@@ -112,8 +112,7 @@ class Sampler:
         return Draw(self._terms(guide_trace, model_trace, num), guide_trace)
 
     def _model(self, num: int, guide_trace: Any) -> Any:
-        model = self.plan.enumeration.model(self.model, num)
-        return run(model, self.args, self.kwargs, guide_trace)
+        return self.plan.run_model(self.model, self.args, self.kwargs, guide_trace, num)
 
     def _terms(
         self, guide_trace: Any, model_trace: Any, num: int, sites: list[Site] | None = None

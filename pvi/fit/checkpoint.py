@@ -45,6 +45,11 @@ class Checkpoints:
         self._every, self._last, self._written = every, time.monotonic(), 0
         self._interrupted = False
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to go on from."""
+        return not self._found()
+
     def resume(self, training: Training) -> None:
         """Put a training where the last good checkpoint was; with none, leave it at its start.
 

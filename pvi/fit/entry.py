@@ -33,6 +33,7 @@ def fit(
     batch_size: int | None = None,
     plate: str | Sequence[str] | None = None,
     reparam: Any = None,
+    restarts: int = 0,
     device: Any = None,
     seed: int | None = None,
     progress: bool | None = None,
@@ -56,10 +57,11 @@ def fit(
         objective: `pvi.ELBO()`, `pvi.IWAE(8)` ...; by default the ELBO with exact KL, of 8
             particles
             where the model is small, without networks and can batch them, else of one.
-        optimizer: "auto" (Adam whose rate falls as the bound stops rising), or a callable that
-            takes
-            a list of parameters and returns a `torch.optim.Optimizer`.
-        lr: first learning rate of "auto"; by default 0.05, for weights of networks 0.002.
+        optimizer: "auto": for the normal guides of `pvi.guides` on all the data, L-BFGS over fixed
+            draws, until their Monte Carlo error is below 0.03 posterior sds; for all else, or with
+            `steps`, `epochs` or `lr`, "adam": Adam whose rate falls as the bound stops rising. Or a
+            callable that takes a list of parameters and returns a `torch.optim.Optimizer`.
+        lr: first learning rate of "adam"; by default 0.05, for weights of networks 0.002.
         steps, epochs: how long (the rate then falls along a cosine); by default until the bound
             is level at the lowest rate, at most 20,000 steps.
         batch_size: rows in a minibatch; by default all rows in every step.
@@ -68,6 +70,8 @@ def fit(
             scale depends on another latent, "learned" for a fitted degree of it, or what
             `pyro.poutine.reparam` takes. The sites stay in the posterior; guides that were made for
             the model as it was don't fit.
+        restarts: so many further starts of the deterministic route, to find other modes: the fit is
+            of the best, `Fit.modes` holds all, and `diagnose` refuses a fit that misses some.
         device: where to put data and modules, such as "cuda".
         seed: makes the fit repeatable and leaves the caller's random state alone.
         progress: a progress bar; by default on terminals, from the second second.
@@ -97,13 +101,17 @@ def fit(
     checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every)
     if every is not None and checkpoint is None:
         raise FitError("every= is the time between checkpoints: give checkpoint=, their folder")
+    if not isinstance(restarts, int) or restarts < 0:
+        raise FitError(f"restarts must be a whole number >= 0, got {restarts!r}")
     with ExitStack() as stack:
         if seed is not None:
             stack.enter_context(preserved_rng())
             torch.manual_seed(seed)
         stack.enter_context(torch.device(device) if device is not None else nullcontext())
         model, guide, rows = prepare(model, guide, data, args, kwargs, reparam, device)
-        trainer = Trainer(model, guide, rows, objective, batch_size, plate, list(callbacks), seed)
+        trainer = Trainer(
+            model, guide, rows, objective, batch_size, plate, list(callbacks), seed, restarts
+        )
         anneal = trainer.anneal()
         schedule = Schedule(trainer.steps_per_epoch, steps, epochs, lr, optimizer, anneal)
         with Progress(progress, schedule.steps) as bar:

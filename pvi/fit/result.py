@@ -19,6 +19,7 @@ from pvi.diagnostics import (
 )
 from pvi.engine import Objective
 from pvi.engine.traces import Program
+from pvi.fit.restarts import Mode
 from pvi.posterior import Posterior
 
 ALWAYS = ("bound", "loss", "lr", "grad_norm")
@@ -55,6 +56,10 @@ class History:
             column.append(values.get(name, math.nan))
         self._length += 1
 
+    def clear(self) -> None:
+        """Forget all steps."""
+        self.__init__()  # type: ignore[misc]
+
     @property
     def losses(self) -> list[float]:
         return self._values["loss"]
@@ -84,6 +89,7 @@ class Fit:
     Args:
         converged: whether the bound was level when the optimisation ended.
         reason: why it did not; empty otherwise.
+        modes: what `restarts` has found, the best first; the guide is at the first.
         objective: what was maximised; `None` after `pvi.load` if it held functions or schedules.
     """
 
@@ -95,6 +101,7 @@ class Fit:
     converged: bool
     reason: str
     seed: int | None = None
+    modes: tuple[Mode, ...] = ()
 
     def diagnose(self, num_draws: int = 20_000, **options: Any) -> Diagnosis:
         """May this posterior be trusted? See `pvi.diagnose`."""
@@ -113,6 +120,16 @@ class Fit:
     def sandwich(self, **options: Any) -> Sandwich:
         """Bounds on the log evidence from both sides, on simulated data. See `pvi.sandwich`."""
         return posterior_sandwich(self.posterior, **options)
+
+    def linear_response(self, **options: Any) -> Posterior:
+        """The posterior with corrected sds and covariances. See `pvi.linear_response`.
+
+        Args:
+            options: num_draws.
+        """
+        from pvi.fit.linear_response import linear_response
+
+        return linear_response(self.posterior, **options)
 
     def to_arviz(self, num_draws: int = 1000, **options: Any) -> Any:
         """The posterior as arviz opens it. See `pvi.Posterior.to_arviz`."""
@@ -134,6 +151,6 @@ class Fit:
 
     def __repr__(self) -> str:
         state = "converged" if self.converged else f"not converged: {self.reason}"
-        last = self.history["bound"][-200:]
+        last = self.history["bound"][-max(20, min(200, len(self.history) // 10)) :]
         bound = f"{last.mean():.2f} nats" if len(last) else "none"
         return f"Fit({len(self.history)} steps, {state}, bound about {bound})"

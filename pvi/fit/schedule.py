@@ -43,7 +43,9 @@ class Schedule:
             raise FitError("give steps= or epochs=, not both")
         if lr is not None and not lr > 0:
             raise FitError(f"lr must be > 0, got {lr!r}")
-        self._factory = None if optimizer == "auto" else _factory(optimizer, lr)
+        named = isinstance(optimizer, str) and optimizer in ("auto", "adam")
+        self._factory = None if named else _factory(optimizer, lr)
+        self.free = optimizer == "auto" and lr is None and steps is None and epochs is None
         self._lr = lr
         self.steps = epochs * per_epoch if epochs is not None else steps
         self.limit = self.steps or max(MAX_STEPS, MAX_EPOCHS * per_epoch, 2 * anneal)
@@ -104,8 +106,8 @@ class Schedule:
 def _factory(optimizer: Any, lr: float | None) -> Factory:
     if not callable(optimizer):
         raise FitError(
-            "optimizer must be 'auto' or a callable from a list of parameters to an optimiser, "
-            f"such as lambda p: torch.optim.Adam(p, lr=0.01); got {optimizer!r}"
+            "optimizer must be 'auto', 'adam' or a callable from a list of parameters to an "
+            f"optimiser, such as lambda p: torch.optim.Adam(p, lr=0.01); got {optimizer!r}"
         )
     if lr is not None:
         raise FitError("lr belongs to optimizer='auto'; give your own optimizer its rate directly")

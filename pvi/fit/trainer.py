@@ -19,12 +19,14 @@ from pvi.engine.objective import Evaluation
 from pvi.engine.params import Params
 from pvi.engine.plan import make_plan
 from pvi.engine.traces import Program, plates_of, preserved_rng
-from pvi.errors import CheckpointError, DataError, GuideError, PviError
+from pvi.errors import CheckpointError, DataError, FitError, GuideError, PviError
 from pvi.fit.callbacks import Callback
 from pvi.fit.checkpoint import Checkpoints
+from pvi.fit.deterministic import Deterministic, why_not
 from pvi.fit.drift import Path, leaves_in, rise_ahead
 from pvi.fit.minibatch import Minibatches, check_additive, data_plates
 from pvi.fit.progress import Progress
+from pvi.fit.restarts import Mode
 from pvi.fit.result import Fit, History
 from pvi.fit.schedule import Schedule
 from pvi.fit.training import Training
@@ -51,8 +53,10 @@ class Trainer:
         plate: str | Sequence[str] | None,
         callbacks: list[Callback],
         seed: int | None,
+        restarts: int = 0,
     ):
-        self.seed = seed
+        self.seed, self.restarts = seed, restarts
+        self.modes: tuple[Mode, ...] = ()
         self.model, self.guide, self.data, self.callbacks = model, guide, data, callbacks
         self.params = Params(model, guide)
         check_finite(data.named())
@@ -60,7 +64,7 @@ class Trainer:
             found = check(model, guide, *data.whole(), data.named())
         self._shapes = {name: list(node["value"].shape) for name, node in found.items()}
         nodes = found.values()
-        self._numbers = sum(node["value"].numel() for node in nodes)
+        self.numbers = sum(node["value"].numel() for node in nodes)
         self._passes = math.ceil(max((p.scale for x in nodes for p in plates_of(x)), default=1.0))
         self.batch_size = _batch_size(batch_size, data)
         self.batched = self._minibatches(plate, self.batch_size) if self.batch_size else None
@@ -92,7 +96,7 @@ class Trainer:
         own = guide.parameters() if isinstance(guide, Guide) and not guide.amortized else ()
         free = {id(p) for p in own}  # networks of a flow: no data go through them
         weights = [name for name, p in self.params.named().items() if id(p) not in free]
-        if share * self._numbers > SMALL or any(map(self.params.is_network, weights)):
+        if share * self.numbers > SMALL or any(map(self.params.is_network, weights)):
             return 1
         with self.params.scope():
             plan = make_plan(self.model, self.guide, *self.data.whole(), "joint")
@@ -115,7 +119,7 @@ class Trainer:
         error: PviError | None = None
         with self.params.scope():
             try:
-                reason = self._loop(schedule, bar, checkpoints) if self._trainable() else ""
+                reason = self._optimise(schedule, bar, checkpoints) if self._trainable() else ""
             except KeyboardInterrupt:
                 reason = "interrupted"
             except CheckpointError:
@@ -150,6 +154,25 @@ class Trainer:
         value = self.evaluate(next(self.data.batches(None)), 0)
         self.history.add({**value.record(), "lr": 0.0, "grad_norm": 0.0})
         return False
+
+    def _optimise(self, schedule: Schedule, bar: Progress, checkpoints: Checkpoints | None) -> str:
+        """Train by the route that suits; return why the bound has not converged, or ""."""
+        started = checkpoints is not None and not checkpoints.is_empty
+        why = why_not(self) if schedule.free and not started else "another optimizer is asked for"
+        if not why:
+            route = Deterministic(self, bar, self.restarts)
+            reason = route.run()
+            self.modes = route.modes
+            if reason is not None:
+                return reason
+            self.history.clear()
+            why = "the model can't be run on fixed draws"
+        if self.restarts:
+            raise FitError(
+                f"restarts={self.restarts} needs the deterministic route, but {why}. Leave it out, "
+                "and fit with several seeds or init_loc_fn."
+            )
+        return self._loop(schedule, bar, checkpoints)
 
     def _loop(self, schedule: Schedule, bar: Progress, checkpoints: Checkpoints | None) -> str:
         """Train; return why the bound has not converged, or ""."""
@@ -239,6 +262,7 @@ class Trainer:
             converged=not reason,
             reason=reason,
             seed=self.seed,
+            modes=self.modes,
         )
 
 

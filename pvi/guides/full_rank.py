@@ -9,7 +9,6 @@ from pyro.nn import PyroParam
 from torch import Tensor
 
 from pvi.errors import GuideError
-from pvi.guides.layout import Layout
 from pvi.guides.mean_field import NormalGuide, onto, unconstrained
 from pvi.guides.normals import CholeskyNormal
 from pvi.guides.prototype import Latent
@@ -41,7 +40,6 @@ class FullRank(NormalGuide):
 
     def _build(self) -> None:
         super()._build()
-        self._layout = Layout(self.latents.values())
         size, start = self._layout.size, self._layout.start()
         if size > LARGEST:
             raise GuideError(
@@ -92,9 +90,24 @@ class FullRank(NormalGuide):
             found[name] = loc, scale * sd.reshape(scale.shape)
         return found
 
+    def _mixed(self, noise: Tensor) -> Tensor:
+        return noise @ self._tril().mT
+
+    def place(self, mean: Tensor, precision: Tensor) -> None:
+        self.place_covariance(mean, torch.linalg.inv(precision))
+
+    def place_covariance(self, mean: Tensor, covariance: Tensor) -> None:
+        """Become $N(u; m, \\Sigma)$ for these, which may be in higher precision."""
+        tril = torch.linalg.cholesky(0.5 * (covariance + covariance.mT))
+        scale = tril.diagonal()
+        self._place(mean, scale)
+        eye = torch.eye(len(tril), dtype=tril.dtype, device=tril.device)
+        correlation = torch.lerp(eye, tril / scale.unsqueeze(-1), len(tril) ** 0.25)
+        own = self.correlation  # LAPACK's order of memory is refused by safetensors
+        self.correlation = correlation.contiguous().to(own)
+
     def covariance(self) -> Tensor:
         """Covariance of all latents in unconstrained space, in the model's order: `(D, D)`."""
         self._require_setup()
-        scale = torch.cat([self._loc_scale(x)[1].reshape(-1) for x in self.latents.values()])
-        tril = scale.unsqueeze(-1) * self._tril()
+        tril = self._vectors()[1].unsqueeze(-1) * self._tril()
         return tril @ tril.mT

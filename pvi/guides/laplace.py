@@ -56,12 +56,12 @@ class Laplace(FullRank):
         f = LogJoint(self.model, self._layout, args, kwargs)
         mode, off = maximize(f, self._layout.start()), math.inf
         for _ in range(NEWTON):
-            gradient, curvature = _derivatives(f, mode)
+            gradient, curvature = f.derivatives(mode)
             root = self._root(curvature)
             step = torch.cholesky_solve(gradient.unsqueeze(-1), root).squeeze(-1)
             mode, off = mode + step, float((gradient @ step).clamp(min=0).sqrt())
             if off <= STEEP:
-                self._set(mode, torch.cholesky_inverse(root))
+                self.place_covariance(mode, torch.cholesky_inverse(root))
                 return
         raise GuideError(
             f"Laplace's search ended {off:.2g} posterior sds from the mode. Start nearer "
@@ -87,26 +87,3 @@ class Laplace(FullRank):
         direction = torch.linalg.eigh(curvature).eigenvectors[:, 0].square()
         share = {name: float(direction[rows].sum()) for name, rows in self._layout.slices.items()}
         return max(share, key=lambda name: share[name])
-
-    def _set(self, mode: Tensor, covariance: Tensor) -> None:
-        tril = torch.linalg.cholesky(covariance)
-        scale = tril.diagonal()
-        locs, scales = self._layout.split(mode), self._layout.split(scale)
-        for name, latent in self.latents.items():
-            setattr(self.loc, latent.key, locs[name])
-            setattr(self.scale, latent.key, scales[name])
-        eye = torch.eye(len(tril), dtype=tril.dtype, device=tril.device)
-        correlation = torch.lerp(eye, tril / scale.unsqueeze(-1), len(tril) ** 0.25)
-        self.correlation = correlation.contiguous()  # LAPACK's order is refused by safetensors
-
-
-def _derivatives(f: LogJoint, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient and negative Hessian of `f`, `(D)` and `(D, D)`."""
-    with torch.enable_grad():
-        u = u.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(f(u), u, create_graph=True)
-        rows = [
-            torch.autograd.grad(g, u, retain_graph=True, allow_unused=True)[0] for g in gradient
-        ]
-    hessian = torch.stack([torch.zeros_like(u) if row is None else row for row in rows])
-    return gradient.detach(), -0.5 * (hessian + hessian.mT).detach()

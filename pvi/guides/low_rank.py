@@ -11,7 +11,6 @@ from torch.distributions import constraints
 from pvi.engine.traces import Program
 from pvi.errors import GuideError
 from pvi.guides.init import InitLoc
-from pvi.guides.layout import Layout
 from pvi.guides.mean_field import NormalGuide, onto
 from pvi.guides.normals import LowRankNormal
 from pvi.guides.prototype import Latent
@@ -52,7 +51,6 @@ class LowRank(NormalGuide):
 
     def _build(self) -> None:
         super()._build()
-        self._layout = Layout(self.latents.values())
         start = self._layout.start()
         rank = self.rank or max(1, min(20, round(self._layout.size**0.5)))
         # Not zero, where the gradient of W is zero too; small beside d; the same in every run.
@@ -93,9 +91,33 @@ class LowRank(NormalGuide):
             found[name] = loc, scale * (1.0 + factor.square().sum(-1)).sqrt().reshape(scale.shape)
         return found
 
+    @property
+    def noise_size(self) -> int:
+        return self.layout.size + self.factor.shape[-1]
+
+    def _mixed(self, noise: Tensor) -> Tensor:
+        size = self.layout.size
+        return noise[:, :size] + noise[:, size:] @ self.factor.mT
+
+    def entropy(self) -> Tensor:
+        factor = self.factor
+        eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+        return super().entropy() + 0.5 * torch.logdet(eye + factor.mT @ factor)
+
+    def place(self, mean: Tensor, precision: Tensor) -> None:
+        """d by the sds given all other latents, W by the directions with most beyond those."""
+        d = precision.diagonal().rsqrt()
+        self._place(mean, d)
+        excess = torch.linalg.inv(d.unsqueeze(-1) * precision * d)
+        values, vectors = torch.linalg.eigh(0.5 * (excess + excess.mT))
+        rank = self.factor.shape[-1]
+        with torch.no_grad():
+            extra = (values[-rank:] - 1.0).clamp(min=1e-2).sqrt()
+            self.factor_unconstrained[:, : len(extra)] = vectors[:, -rank:] * extra
+
     def covariance(self) -> Tensor:
         """Covariance of all latents in unconstrained space, in the model's order: `(D, D)`."""
         self._require_setup()
-        d = torch.cat([self._loc_scale(x)[1].reshape(-1) for x in self.latents.values()])
+        d = self._vectors()[1]
         factor = d.unsqueeze(-1) * self.factor
         return factor @ factor.mT + d.square().diag()

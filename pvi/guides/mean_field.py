@@ -1,5 +1,6 @@
 """Independent normals: the simplest family, and the one with exact KL almost everywhere."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +13,16 @@ from torch.distributions import constraints
 from pvi.engine.traces import Program
 from pvi.guides.guide import Guide
 from pvi.guides.init import InitLoc
+from pvi.guides.layout import Layout
 from pvi.guides.prototype import Latent
 
 
 class NormalGuide(Guide):
-    """A guide whose sites have their own means and scales in unconstrained space."""
+    """A normal in unconstrained space, whose sites have their own means and scales.
+
+    As a joint distribution over the vector of all latents it is $u = m + \\mathrm{diag}(s) A
+    \\epsilon$, which `transport`, `entropy` and `place` tell.
+    """
 
     sitewise = True
 
@@ -32,6 +38,7 @@ class NormalGuide(Guide):
 
     def _build(self) -> None:
         self._empty("loc", "scale")
+        self._layout = Layout(self.latents.values())
         for latent in self.latents.values():
             self._create_normal(latent)
 
@@ -42,6 +49,60 @@ class NormalGuide(Guide):
 
     def _loc_scale(self, latent: Latent) -> tuple[Tensor, Tensor]:
         return getattr(self.loc, latent.key), getattr(self.scale, latent.key)
+
+    @property
+    def layout(self) -> Layout:
+        """Where each site is in the vector of all latents."""
+        self._require_setup()
+        return self._layout
+
+    @property
+    def noise_size(self) -> int:
+        """Standard normals that a draw is made of."""
+        return self.layout.size
+
+    def transport(self, noise: Tensor) -> Tensor:
+        """Draws of the vector of all latents in unconstrained space, from standard normals.
+
+        Args:
+            noise: `(K, noise_size)`.
+
+        Returns:
+            `(K, D)`, with gradients to the parameters.
+        """
+        loc, scale = self._vectors()
+        return loc + scale * self._mixed(noise)
+
+    def entropy(self) -> Tensor:
+        """Entropy in unconstrained space, nats."""
+        _, scale = self._vectors()
+        return scale.log().sum() + 0.5 * len(scale) * (1.0 + math.log(2.0 * math.pi))
+
+    def place(self, mean: Tensor, precision: Tensor) -> None:
+        """Move to about the best approximation of a normal over the vector of all latents.
+
+        Args:
+            mean: `(D)`.
+            precision: `(D, D)`, positive definite.
+        """
+        self._place(mean, precision.diagonal().rsqrt())
+
+    def _place(self, loc: Tensor, scale: Tensor) -> None:
+        locs, scales = self.layout.split(loc), self.layout.split(scale)
+        with torch.no_grad():
+            for name, latent in self.latents.items():
+                getattr(self.loc, f"{latent.key}_unconstrained").copy_(locs[name])
+                getattr(self.scale, f"{latent.key}_unconstrained").copy_(scales[name].log())
+
+    def _vectors(self) -> tuple[Tensor, Tensor]:
+        """Means and scales of all sites, `(D)` each."""
+        pairs = [self._loc_scale(latent) for latent in self.layout.latents.values()]
+        loc, scale = (torch.cat([x.reshape(-1) for x in part]) for part in zip(*pairs, strict=True))
+        return loc, scale
+
+    def _mixed(self, noise: Tensor) -> Tensor:
+        """The noise of all latents in units of their scales, `(K, D)`."""
+        return noise
 
 
 class MeanField(NormalGuide):

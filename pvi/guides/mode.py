@@ -1,7 +1,8 @@
 """A posterior's density as a function of one vector in unconstrained space, and its mode."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import cached_property
 from typing import Any
 
 import pyro
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pvi.engine.joint import terms_of
-from pvi.engine.look import look
+from pvi.engine.look import agree, look
 from pvi.engine.traces import Program, hidden, run
 from pvi.errors import GuideError
 from pvi.guides.layout import Layout
@@ -44,6 +45,45 @@ class LogJoint:
             model_trace = run(programs[1], self._args, self._kwargs, guide_trace)
             terms = terms_of(guide_trace, model_trace, enumeration=self._enumeration)
             return terms.log_weights().sum()
+
+    @cached_property
+    def many(self) -> Callable[[Tensor], Tensor]:
+        """The density at many points, `(K, D)` to `(K)`: together where the model can, else singly.
+
+        A model need not know of particles for that: `torch.func.vmap` runs it once for all.
+        """
+
+        def singly(points: Tensor) -> Tensor:
+            return torch.stack([self(u) for u in points])
+
+        start = self._layout.start()
+        points = start + 0.1 * torch.linspace(-1.0, 1.0, 3 * len(start)).to(start).reshape(3, -1)
+        with torch.no_grad():
+            try:
+                alike = agree(torch.func.vmap(self)(points), singly(points))
+            except Exception:  # whatever a program raises on tensors that are many at once
+                alike = False
+        return torch.func.vmap(self) if alike else singly
+
+    def derivatives(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient `(D)` and negative Hessian `(D, D)` at a point."""
+        gradient, curvature = self.mean_derivatives(u.unsqueeze(0), lambda u: self(u[0]))
+        return gradient, curvature
+
+    def mean_derivatives(
+        self, points: Tensor, density: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Average gradient `(D)` and negative Hessian `(D, D)` at points `(K, D)`."""
+        with torch.enable_grad():
+            u = points.detach().requires_grad_()
+            total = (density or self.many)(u).sum()
+            (gradient,) = torch.autograd.grad(total, u, create_graph=True)
+            sums = gradient.sum(0)
+            rows = [
+                torch.autograd.grad(g, u, retain_graph=True, allow_unused=True)[0] for g in sums
+            ]
+        hessian = torch.stack([torch.zeros_like(u) if r is None else r for r in rows]).mean(1)
+        return gradient.detach().mean(0), -0.5 * (hessian + hessian.mT).detach()
 
     def _guide(self, u: Tensor) -> Program:
         """A guide that stays at `u`, its density the map's Jacobian."""

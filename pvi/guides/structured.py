@@ -132,6 +132,18 @@ class Structured(NormalGuide):
         else:
             past[latent.name] = _vectors(latent, (u - normal.mean) / normal.stddev)
 
+    def _mixed(self, noise: Tensor) -> Tensor:
+        parts, own = {}, self.layout.split(noise)
+        white = {name: _vectors(latent, own[name]) for name, latent in self.latents.items()}
+        for name, latent in self.latents.items():
+            x = white[name]
+            if x.shape[-1] > 1:
+                x = (getattr(self.within, latent.key) @ x.unsqueeze(-1)).squeeze(-1)
+            if self.parents[name]:
+                x = x + self._shift(latent, white)
+            parts[name] = x.reshape(len(noise), -1)
+        return self.layout.join(parts)
+
     def _marginals(self, past: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
         found = {}
         for name, latent in self.latents.items():

@@ -12,7 +12,7 @@ from torch import Tensor
 from pvi.engine.backward import draw_summed
 from pvi.engine.enumeration import with_sites
 from pvi.engine.joint import terms_of
-from pvi.engine.plan import Plan
+from pvi.engine.plan import Plan, particle_slice
 from pvi.engine.terms import Term, Terms
 from pvi.engine.traces import (
     Program,
@@ -143,8 +143,7 @@ class Run:
     def _model_trace(self) -> Any:
         """The model on the draws; where it sums sites out, with all of their values."""
         r = self._runner
-        model = r.plan.enumeration.model(r.model, self._num)
-        return run(model, r.args, r.kwargs, self._guide_trace)
+        return r.plan.run_model(r.model, r.args, r.kwargs, self._guide_trace, self._num)
 
     @cached_property
     def latents(self) -> Any:
@@ -198,6 +197,11 @@ class Run:
 
     def predictive(self, names: list[str]) -> dict[str, Tensor]:
         """`names` drawn from the model with its observations set free."""
+        r = self._runner
+        if r.plan.mapped and self._num > 1:
+            traces = (self.latents, r.guide_trace)
+            parts = [particle_slice(*traces, k, r.plan.nesting) for k in range(self._num)]
+            return stack([Run(r, 1, part).predictive(names) for part in parts])
         return self._values(self._run(free(self._runner.model)), names)
 
     def _values(self, trace: Any, names: list[str]) -> dict[str, Tensor]:

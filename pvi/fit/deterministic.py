@@ -1,0 +1,187 @@
+"""When `optimizer="auto"` takes the deterministic route, and how it goes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pvi.engine.traces import preserved_rng
+from pvi.errors import PviError
+from pvi.fit.callbacks import Step
+from pvi.fit.double import doubled, in_double
+from pvi.fit.fixed_draws import WIDEST, FixedDraws, Moments
+from pvi.fit.progress import Progress
+from pvi.fit.restarts import Mode, find_modes, shares
+from pvi.guides import Laplace
+from pvi.guides.mean_field import NormalGuide
+from pvi.guides.mode import LogJoint
+
+FRESH = 20  # evaluations of the objective at the solution, to report its bound
+SAME = 0.5  # posterior sds: means that are closer are those of one mode
+OPTIMISTIC = 1.0  # nats by which the bound over fixed draws may exceed that over others
+
+
+@dataclass(frozen=True)
+class End:
+    """Where one of several searches has ended."""
+
+    bound: float
+    reason: str
+    values: list[Tensor]
+    moments: Moments
+    mean: dict[str, Tensor]
+
+
+class Stopped(Exception):
+    """A callback has ended the fit."""
+
+
+def why_not(task: Any) -> str:
+    """Why a fit can't take the deterministic route; "" if it can.
+
+    Args:
+        task: the fit's trainer.
+    """
+    guide, objective = task.guide, task.objective
+    own = {id(p) for p in guide.parameters()} if isinstance(guide, NormalGuide) else set()
+    if not own or isinstance(guide, Laplace):
+        return "the guide is not one of pvi's normal families"
+    if any(id(p) not in own for p in task.params.named().values()):
+        return "the model has parameters of its own"
+    if task.batched or task.data.loader is not None:
+        return "the data come in minibatches"
+    if objective.is_weighted or not objective.is_plain or objective.alpha != 1.0:
+        return "the objective is not the ELBO"
+    if objective.gradient not in ("auto", "reparam", "path"):
+        return "the objective asks for another gradient"
+    if guide.layout.size > WIDEST:
+        return f"there are more than {WIDEST} latents"
+    if any(p.size < p.full_size for x in guide.latents.values() for p in x.plates):
+        return "the model takes part of a plate a call"
+    return ""
+
+
+class Deterministic:
+    """One fit by fixed draws: in double precision where the model allows it."""
+
+    def __init__(self, task: Any, bar: Progress, restarts: int = 0):
+        self._task, self._bar, self._restarts = task, bar, restarts
+        self.modes: tuple[Mode, ...] = ()
+
+    def run(self) -> str | None:
+        """Move the guide to the optimum.
+
+        Returns:
+            "" if that is certain, why it is not, or `None` where this route leads nowhere and the
+            guide is where it was.
+        """
+        own = [p.detach().clone() for p in self._task.guide.parameters()]
+        try:
+            with preserved_rng():
+                reason = self._attempt(double=True)
+                if reason is None:
+                    reason = self._attempt(double=False)
+        except Stopped:
+            return "stopped by a callback"
+        if reason is None:
+            with torch.no_grad():
+                for p, x in zip(self._task.guide.parameters(), own, strict=True):
+                    p.copy_(x)
+            return None
+        return self._measure() or reason
+
+    def _attempt(self, double: bool) -> str | None:
+        """Fit in double or in the guide's own precision; `None` if the model refuses."""
+        task = self._task
+        args, kwargs = task.data.whole()
+        with in_double(task.guide) if double else preserved_rng():
+            if double:
+                args, kwargs = doubled(args), doubled(kwargs)
+            density = self._density(args, kwargs)
+            if density is None:
+                return None
+            route = FixedDraws(task.guide, density, task.numbers, self._after)
+            if route.first > route.most:
+                return None
+            return self._from_modes(route, density) if self._restarts else route.run()
+
+    def _density(self, args: tuple, kwargs: Mapping) -> LogJoint | None:
+        """The model's log density, if it can be had in this precision, twice differentiated."""
+        layout = self._task.guide.layout
+        try:
+            density = LogJoint(self._task.model, layout, args, kwargs)
+            density.derivatives(layout.start().to(torch.get_default_dtype()))
+        except (PviError, RuntimeError, ValueError, TypeError):
+            return None  # what a model raises in other circumstances than its own
+        return density if _is_function(density, layout.start()) else None
+
+    def _from_modes(self, route: FixedDraws, density: LogJoint) -> str:
+        """Fit from every mode, and stay at the best."""
+        guide = self._task.guide
+        start = guide.layout.start().to(next(guide.parameters()))
+        found = find_modes(density, start, self._restarts + 1)
+        if not found:
+            return route.run()
+        ends = []
+        for mode, curvature in found:
+            reason = route.run(mode, curvature)
+            values = [p.detach().clone() for p in guide.parameters()]
+            bound = float(self._task.history["bound"][-1])
+            ends.append(End(bound, reason, values, route.moments(), guide.mean()))
+        ends.sort(key=lambda end: -end.bound)
+        apart: list[End] = []
+        for end in ends:
+            if all(_differ(end.moments, other.moments) for other in apart):
+                apart.append(end)
+        told = zip(apart, shares([end.bound for end in apart]), strict=True)
+        self.modes = tuple(Mode(end.bound, share, end.mean) for end, share in told)
+        with torch.no_grad():
+            for p, value in zip(guide.parameters(), ends[0].values, strict=True):
+                p.copy_(value)
+        return ends[0].reason
+
+    def _after(self, bound: float, grad_norm: float, num_draws: int) -> None:
+        task = self._task
+        row = {"bound": bound, "loss": -bound, "lr": 1.0, "grad_norm": grad_norm}
+        task.history.add(row | {"num_draws": num_draws})
+        step = len(task.history)
+        self._bar.update(step, bound, None)
+        state = Step(step, bound, -bound, task.params)
+        if any([callback(state) is True for callback in task.callbacks]):
+            raise Stopped
+
+    def _measure(self) -> str:
+        """Add the bound over fresh draws to the history; say if the fixed ones were too few."""
+        task = self._task
+        promised, found = task.history["bound"][-1], []
+        with torch.no_grad():
+            for _ in range(FRESH):
+                record = task.evaluate(next(task.data.batches(None)), 0).record()
+                task.history.add({**record, "lr": 0.0, "grad_norm": 0.0})
+                found.append(record["bound"])
+        bounds = torch.tensor(found, dtype=torch.float64)
+        error = float(bounds.std()) / FRESH**0.5
+        if promised - float(bounds.mean()) <= OPTIMISTIC + 4.0 * error:
+            return ""
+        return (
+            f"over the fixed draws the bound is {promised:.6g} nats, over others "
+            f"{float(bounds.mean()):.6g}: the guide has fitted the draws; give steps= to train on "
+            "fresh ones"
+        )
+
+
+def _differ(a: Moments, b: Moments) -> bool:
+    """Whether two solutions are not the same one, found twice."""
+    return bool(((a.mean - b.mean) / b.sd).abs().max() > SAME)
+
+
+def _is_function(density: LogJoint, start: Tensor) -> bool:
+    """Whether the model gives the same density from two random states: it does not draw inside."""
+    values = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            values.append(density(start))
+    return bool(values[0] == values[1])
