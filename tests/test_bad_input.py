@@ -120,6 +120,41 @@ class TestOwnErrors:
             "pvi: raised in the model, given x: (20,) float64, y: (20,) float64"
         ]
 
+    @pytest.mark.parametrize("make", [MeanField, AutoNormal])
+    @pytest.mark.parametrize("kind", [ValueError, RuntimeError, TypeError])
+    def test_nothing_is_read_into_it(self, make: Any, kind: Any) -> None:
+        """Not even with NaN in the data, nor in the handler of another error."""
+
+        def broken(x: Tensor, y: Tensor) -> None:
+            model(x, y)
+            try:
+                {}["mine"]
+            except KeyError:
+                raise kind("to satisfy the constraint of mine")  # noqa: B904
+
+        x, y = data()
+        y[0] = float("nan")
+        with untouched(), pytest.raises(kind) as caught:
+            pvi.fit(broken, make(broken), data=(x, y), steps=3)
+        assert str(caught.value) == "to satisfy the constraint of mine"
+
+    def test_torchs_own_errors_in_the_middle_of_training(self) -> None:
+        """A scale that turns negative after some steps."""
+        left = [30]
+
+        def sinking(x: Tensor, y: Tensor) -> None:
+            left[0] -= 1
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            with pyro.plate("data", len(x)):
+                pyro.sample(
+                    "y", dist.Normal(w * x, torch.tensor(1.0 if left[0] > 0 else -2.0)), obs=y
+                )
+
+        with untouched(), pytest.raises(pvi.ModelError) as caught:
+            pvi.fit(sinking, data=data(), steps=50, objective=pvi.ELBO(), seed=0)
+        pattern = r"a Normal has the parameter scale = -2 after \d+ steps of the fit, in the model"
+        assert re.match(pattern, str(caught.value))
+
     def test_further_problems_are_notes(self) -> None:
         x, y = data()
         call = {"data": (x / 0, y / 0), "steps": 3}

@@ -194,7 +194,7 @@ def test_particles_that_need_a_loop_are_told_with_the_reason() -> None:
     def rigid(x: Tensor, y: Tensor) -> None:
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
-            pyro.sample("y", dist.Normal(float(w.mean()) * x, 1.0), obs=y)
+            pyro.sample("y", dist.Normal(float(w.detach().mean()) * x, 1.0), obs=y)
 
     text = str(pvi.check(rigid, data=data(), objective=pvi.ELBO(4)))
     assert re.search(r"particles: looped: site 'y' has another log density", text)

@@ -1,5 +1,6 @@
 """What an error inside a program means, and where it came from."""
 
+import linecache
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from pvi.errors import DataError, FitError, GuideError, ModelError, PviError
 
 MISSING = "Drop those rows, impute them, or leave those entries out with obs_mask= or poutine.mask."
 PLATE = r"inside plate\('(.+?)'\) at site (\S+) dim (-\d+), (\d+) vs (\d+)"  # Pyro's words
+TORCHS = (ValueError, RuntimeError, ZeroDivisionError, NotImplementedError)
 Roles = Mapping[str, Any]
 
 
@@ -38,13 +40,13 @@ def explained(
         error = _first(raised)
         if isinstance(error, PviError):
             raise (error if error is not raised else raised) from error.__cause__
-        place = _place(error, roles)
-        if type(error) in (ValueError, RuntimeError, ZeroDivisionError, NotImplementedError):
+        place = _place(error, roles, when())
+        if type(error) in TORCHS and not _raised(error):
             found = _known(error, place, roles, named())
             if found is not None:
                 raise found from error
         if not any(note.startswith("pvi: ") for note in getattr(error, "__notes__", ())):
-            error.add_note(f"pvi: raised{when()}{place}")
+            error.add_note(f"pvi: raised{place}")
         if error is raised:
             raise
         raise error from None
@@ -53,8 +55,8 @@ def explained(
 class _Place:
     """The innermost program in a traceback, its last site, and what it was given."""
 
-    def __init__(self, role: str, nodes: Mapping[str, Any], given: str):
-        self.role, self.given = role, given
+    def __init__(self, role: str, nodes: Mapping[str, Any], given: str, when: str):
+        self.role, self.given, self.when = role, given, when
         drawn = {n: x for n, x in nodes.items() if x["type"] == "sample"}
         samples = [name for name, node in drawn.items() if not is_subsample(node)]
         self.site = samples[-1] if samples else None
@@ -63,23 +65,32 @@ class _Place:
     def __str__(self) -> str:
         after = f", after site '{self.site}'" if self.site else ""
         where = f" in {self.role}{after}" if self.role else after
-        return where + (f", given {self.given}" if self.given else "")
+        return self.when + where + (f", given {self.given}" if self.given else "")
 
 
 def _first(error: Exception) -> Exception:
     """The error before Pyro's trace rewrote it, which adds shapes and may fail to."""
-    while True:
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        before = error.__cause__ or error.__context__
-        rewritten = any(f.f_code.co_filename.endswith("trace_messenger.py") for f in frames)
-        if not (rewritten and isinstance(before, Exception)):
-            return error
-        if type(before) is not type(error) and not isinstance(error, TypeError):
-            return error
-        error = before
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    cause, context = error.__cause__, error.__context__
+    if frames and frames[-1].f_code.co_filename.endswith("trace_messenger.py"):
+        return _first(context) if isinstance(context, Exception) else error
+    if isinstance(cause, type(error)) and str(error).startswith(f"{cause}\nTrace Shapes"):
+        return _first(cause)
+    return error
 
 
-def _place(error: Exception, roles: Roles) -> _Place:
+def _raised(error: Exception) -> bool:
+    """Whether a `raise` outside of torch and Pyro made it: then it is the user's own."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if not frames:
+        return False
+    frame, line = frames[-1]
+    file = frame.f_code.co_filename.replace("\\", "/")
+    text = linecache.getline(frame.f_code.co_filename, line).strip()
+    return text.startswith("raise") and not re.search(r"/(torch|pyro)/", file)
+
+
+def _place(error: Exception, roles: Roles, when: str) -> _Place:
     codes: dict[CodeType, str] = {}
     for name, program in roles.items():
         for code in _codes(program):
@@ -92,7 +103,7 @@ def _place(error: Exception, roles: Roles) -> _Place:
             if isinstance(frame.f_locals.get(local), TraceMessenger):
                 tracing = frame.f_locals[local]
     nodes = {} if tracing is None else tracing.trace.nodes
-    return _Place(role if "'" in role else f"the {role}" if role else "", nodes, given)
+    return _Place(role if "'" in role else f"the {role}" if role else "", nodes, given, when)
 
 
 def _codes(program: Any) -> list[CodeType]:

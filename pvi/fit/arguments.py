@@ -213,8 +213,9 @@ def check_optimizer(optimizer: Any) -> None:
         FitError: with the form that it must have.
     """
     if isinstance(optimizer, PyroOptim):
+        name = getattr(optimizer.pt_optim_constructor, "__name__", "its own kind")
         raise FitError(
-            f"{OPTIMIZER}a PyroOptim ({optimizer.pt_optim_constructor.__name__}), which pvi.fit "
+            f"{OPTIMIZER}a PyroOptim ({name}), which pvi.fit "
             "does not take: it trains with torch.optim directly"
         )
     if isinstance(optimizer, torch.optim.Optimizer):

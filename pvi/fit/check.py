@@ -162,17 +162,22 @@ def _examine(found: _Findings, model: Program, guide: Program, data: Any) -> Non
     found.problems += value_problems(named)
     params, (args, kwargs) = Params(model, guide), data.whole()
     with params.scope(), params.evaluation():
-        found.look = look = examine(model, guide, args, kwargs, named)
+        try:
+            found.look = look = examine(model, guide, args, kwargs, named)
+        except Exception:
+            if found.problems:  # of the data, which explain it
+                return
+            raise
         found.problems += look.problems
         with hidden():
             found.hints += [] if look.problems else hints(named, look.nodes)
-        if not params.named() and not isinstance(guide, Laplace):
-            found.problems.append(GuideError(NOTHING_TO_FIT))
+    if not params.named() and not isinstance(guide, Laplace):
+        found.problems.append(GuideError(NOTHING_TO_FIT))
 
 
 def _try(found: _Findings, trainer: Trainer) -> None:
     """One evaluation of the objective on a batch, as in the first step."""
-    with trainer.params.scope():
+    with trainer.params.scope(), trainer.params.evaluation():
         batch = next(trainer.data.batches(trainer.batch_size))
         value = trainer.evaluate(batch, 0)
         explanation = _explanation(trainer, batch)
