@@ -67,7 +67,7 @@ def value_problems(named: Mapping[str, Any]) -> Iterator[DataError]:
         if value.requires_grad:
             yield DataError(
                 f"argument '{name}' requires gradients, but data are constants of a fit: pass "
-                f"{name}.detach(). What is to be fitted belongs into pyro.param or a module."
+                f"{name}.detach(). What is to be fitted belongs in pyro.param or a module."
             )
 
 

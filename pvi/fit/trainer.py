@@ -200,7 +200,7 @@ class Trainer:
         if self.batched:
             self.batched.select(batch.indices, batch.size)
         try:
-            value = self.now(step).evaluate(*self.programs, batch.args, batch.kwargs)
+            value = self.now(step).evaluate(*self._programs, batch.args, batch.kwargs)
         except (GuideError, ModelError) as error:
             raise (later(error, step) if len(self.history) else error) from error.__cause__
         self._check_sites(value, step)
@@ -222,14 +222,14 @@ class Trainer:
         self.params.sync()
 
     @property
-    def programs(self) -> tuple[Program, Program]:
+    def _programs(self) -> tuple[Program, Program]:
         """Model and guide as the objective runs them, in minibatches or not."""
         programs = self.batched or self
         return programs.model, programs.guide
 
     def baseline(self) -> Baseline:
         """The moving averages of the objective's score gradients."""
-        return self.objective.baseline(*self.programs)
+        return self.objective.baseline(*self._programs)
 
     def fingerprint(self, schedule: Schedule) -> dict[str, Any]:
         """What makes this fit this fit, as plain data: programs in outline, data, options."""
