@@ -27,7 +27,7 @@ from pvi.errors import (
     ObjectiveError,
     PviError,
 )
-from pvi.fit import Fit, fit, load
+from pvi.fit import Check, Fit, check, fit, load
 from pvi.posterior import Posterior, from_svi
 
 __version__ = "0.1.0"
@@ -38,6 +38,7 @@ __all__ = [
     "BetaELBO",
     "BetaTC",
     "Capacity",
+    "Check",
     "CheckpointError",
     "DataError",
     "Diagnosis",
@@ -56,6 +57,7 @@ __all__ = [
     "Sandwich",
     "TraceMeanFieldELBO",
     "WeightedDraws",
+    "check",
     "diagnose",
     "evidence",
     "fit",

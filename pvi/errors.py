@@ -22,7 +22,7 @@ class ObjectiveError(PviError):
 
 
 class FitError(PviError):
-    """The optimisation cannot continue: the loss or its gradient is not finite."""
+    """An option of the fit is wrong, or the optimisation can't go on: a loss that is not finite."""
 
 
 class CheckpointError(PviError):

@@ -185,3 +185,19 @@ def test_errors(files: Path, words: tuple[str, ...], code: int, message: str) ->
 def test_objectives(words: str, alpha: float, particles: int, beta: float) -> None:
     objective = make_objective(words)
     assert (objective.alpha, objective.num_particles, objective.beta) == (alpha, particles, beta)
+
+
+def test_check(files: Path) -> None:
+    """The table, and nothing else: no fit, no files; problems end it with an error's status."""
+    words = ("check", f"{files}/model.py:line", "--data", files / "table.csv")
+    before = sorted(files.iterdir())
+    good = run(*words, "--batch-size", 10)
+    assert good.exit_code == 0, good.output
+    assert "pvi.check: no problems" in good.output
+    assert re.search(r"^a +latent +Normal", good.output, re.MULTILINE)
+    assert "batches of 10 of 60 rows, which plate 'row' follows" in good.output
+    assert "columns not used: note" in good.output
+    assert sorted(files.iterdir()) == before
+    bad = run(*words, "--batch-size", 0)
+    assert bad.exit_code == 1
+    assert "1 problem" in bad.output and "batch_size must be a whole number >= 1" in bad.output

@@ -173,7 +173,8 @@ class TestStarts:
 
     def test_dict_and_function(self) -> None:
         assert self.start({"mu": 0.7}) == pytest.approx(0.7)
-        assert self.start({"other": 0.7}) == 0.0
+        with pytest.raises(GuideError, match="no latent site 'other'"):
+            self.start({"other": 0.7})
         assert self.start(lambda site: torch.tensor(0.3)) == pytest.approx(0.3)
 
     def test_module(self) -> None:

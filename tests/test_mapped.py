@@ -124,3 +124,18 @@ def test_penalties_are_looped() -> None:
     guide = MeanField(model).setup(*DATA)
     assert not make_plan(model, guide, DATA, {}, "joint").mapped
     assert pvi.ELBO(3).evaluate(model, guide, DATA).terms.penalty().shape == (3,)
+
+
+def test_closed_forms_stay() -> None:
+    """A prior that is the same for all particles keeps its exact KL; another has none."""
+    model, family = MODELS[1]
+    guide = family(model).setup(*DATA)
+    terms = pvi.ELBO(4, kl="exact").terms(model, guide, *DATA)
+    assert {t.name: t.how for t in terms if t.kind == "latent"} == {
+        "w": "exact",
+        "s": "sample: no closed form",
+        "z": "exact",
+    }
+    w = dist.Normal(guide.loc.w, guide.scale.w)
+    exact = torch.distributions.kl_divergence(w, dist.Normal(0.0, 1.0)).sum()
+    assert torch.allclose(terms.kl()["w"], exact)

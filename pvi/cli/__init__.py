@@ -87,6 +87,27 @@ def fit(
         _say_end(out, {model: section.verdict})
 
 
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="Your Pyro program, as FILE.py:NAME.")],
+    data: Annotated[Path, typer.Option(help="A .csv, .npz or .parquet file; columns by name.")],
+    guide: Annotated[
+        str,
+        typer.Option(help="Of pvi or Pyro, a name in the model's file, or FILE.py:NAME."),
+    ] = "MeanField",
+    objective: Annotated[str, typer.Option(help="As in `pvi fit`.")] = "",
+    batch_size: Annotated[int | None, typer.Option(help="Rows in a minibatch.")] = None,
+) -> None:
+    """Look at a program and its data as `pvi fit` does before its first step, and fit nothing."""
+    with _clear_errors():
+        from pvi.cli import fitting
+
+        found = fitting.check(model, data, guide, objective, batch_size)
+        print(found)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
 def _say_end(out: Path, verdicts: dict[str, str], times: str = "") -> None:
     """The last lines: verdicts, and where the files are."""
     print("\nVerdicts" if len(verdicts) > 1 else "\nVerdict")

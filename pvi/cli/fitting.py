@@ -36,13 +36,7 @@ def run(
     **options: Any,
 ) -> Section:
     """Fit, check, save and draw; `options` go to `pvi.fit`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # a file may make networks when it is read
-        model = load_program(spec)
-        family = make_guide(guide, model, spec)
-    columns, unused = load_data(data, model)
-    if unused:
-        print(f"columns not used: {', '.join(unused)}")
+    model, family, columns = _loaded(spec, data, guide, seed)
     chosen = make_objective(objective) if objective else None
     out.mkdir(parents=True, exist_ok=True)
 
@@ -63,6 +57,25 @@ def run(
     figures += predictive_check(idata, out / "ppc.png")
     blocks = (("Diagnosis", str(diagnosis)), ("Summary", text))
     return Section(spec, f"{about}.", diagnosis.verdict, blocks, tuple(figures))
+
+
+def check(spec: str, data: Path, guide: str, objective: str, batch_size: int | None) -> pvi.Check:
+    """What `pvi.check` says of a user's program and file."""
+    model, family, columns = _loaded(spec, data, guide, 0)
+    chosen = make_objective(objective) if objective else None
+    return pvi.check(model, family, columns, objective=chosen, batch_size=batch_size)
+
+
+def _loaded(spec: str, data: Path, guide: str, seed: int) -> tuple[Any, Any, dict[str, Any]]:
+    """Model, guide and columns from the words of the command line."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # a file may make networks when it is read
+        model = load_program(spec)
+        family = make_guide(guide, model, spec)
+    columns, unused = load_data(data, model)
+    if unused:
+        print(f"columns not used: {', '.join(unused)}")
+    return model, family, columns
 
 
 def _draws(fitted: pvi.Fit, num_draws: int, seed: int) -> Any:

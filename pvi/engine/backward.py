@@ -10,9 +10,10 @@ from pyro.infer.discrete import _sample_posterior_from_trace
 from torch import Tensor
 
 from pvi.engine.enumeration import Enumeration
+from pvi.engine.pairing import pair
 from pvi.engine.rings import added
 from pvi.engine.summation import EnumeratedRun, listed, summed
-from pvi.engine.traces import Site, pair, sample_nodes, subset
+from pvi.engine.traces import Site, sample_nodes, subset
 from pvi.errors import DataError
 
 

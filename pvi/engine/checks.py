@@ -1,18 +1,20 @@
 """A first run of model and guide that turns every silent mistake into one clear error."""
 
 import inspect
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import LogNormal, biject_to, constraints
 
 from pvi.engine.enumeration import marks, reduced
+from pvi.engine.failures import MISSING, explained, missing_values, where
 from pvi.engine.look import look
+from pvi.engine.pairing import mismatches, observed_sites, pair
 from pvi.engine.traces import (
     Density,
     Program,
@@ -21,25 +23,61 @@ from pvi.engine.traces import (
     is_delta,
     masked,
     nesting_of,
-    pair,
+    run,
     sample_nodes,
 )
 from pvi.errors import DataError, GuideError, ModelError, PviError
 
-MISSING = "Drop those rows, impute them, or leave those entries out with obs_mask= or poutine.mask."
+CLONED = 1_000_000  # numbers in an argument up to which it is put back after a model has changed it
 
 
-def check_finite(named: Mapping[str, Any]) -> None:
-    """Refuse infinite values in the data.
+@dataclass
+class Look:
+    """A first run of guide and model: their traces and all that is wrong with them."""
+
+    guide_trace: Any
+    model_trace: Any
+    nodes: dict[str, Any]
+    problems: list[PviError] = field(default_factory=list)
+
+
+def check_values(named: Mapping[str, Any]) -> None:
+    """Refuse data that no model can use.
 
     Raises:
         DataError: naming the argument, how many values, and the first row.
     """
+    raise_first(value_problems(named))
+
+
+def value_problems(named: Mapping[str, Any]) -> Iterator[DataError]:
+    """What is wrong with the data whatever the model: infinite or complex, or not constant."""
     for name, value in named.items():
-        if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isinf().any()):
-            raise DataError(
-                f"argument '{name}' {_where(value.isinf(), 'inf')}. Remove or clip them."
+        if not isinstance(value, Tensor):
+            continue
+        if value.is_complex():
+            yield DataError(
+                f"argument '{name}' is complex ({value.dtype}), where real numbers are needed. "
+                "Pass its real and imaginary parts (torch.view_as_real)."
             )
+        elif value.is_floating_point() and bool(value.isinf().any()):
+            yield DataError(
+                f"argument '{name}' {where(value.isinf(), 'inf')}. Remove or clip them."
+            )
+        if value.requires_grad:
+            yield DataError(
+                f"argument '{name}' requires gradients, but data are constants of a fit: pass "
+                f"{name}.detach(). What is to be fitted belongs in pyro.param or a module."
+            )
+
+
+def raise_first(problems: Iterable[PviError]) -> None:
+    """Raise the first problem, if there is one, with the others as notes."""
+    found = list(problems)
+    if found:
+        for other in found[1:]:
+            found[0].add_note(f"pvi: besides: {other}")
+        raise found[0]
 
 
 def check(
@@ -58,37 +96,118 @@ def check(
         ModelError: a site twice, no observations, or one outside its support.
         GuideError: a site missing, extra, with another shape or outside the prior's support.
     """
-    _check_signature("model", model, args, kwargs)
-    _check_signature("guide", guide, args, kwargs)
-    with hidden(), pyro.validation_enabled(True):
-        guide_trace = _run("guide", guide, args, kwargs, named)
-        model_trace = _run("model", poutine.replay(model, trace=guide_trace), args, kwargs, named)
-        nodes, nesting = sample_nodes(model_trace), nesting_of(guide_trace, model_trace)
-        enumeration = marks(guide_trace, model_trace, nesting, average=False)
-        if enumeration:
-            _, guide_trace, model_trace = look(model, guide, args, kwargs, average=False)
-        sites = pair(guide_trace, model_trace)
-        if not any(site.observed for site in sites):
-            raise ModelError(
-                "the model has no observed site, so there is nothing to learn from. Give the data "
-                f"to pyro.sample(..., obs=...); its sites are {[s.name for s in sites]}."
-            )
-        for site in sites:
-            if site.observed:
-                _check_observation(site, named)
-            elif site.p is not None and site.q is not None:
-                _check_support(site.name, site.p, site.q)
+    found = examine(model, guide, args, kwargs, named)
+    raise_first(found.problems)
+    return found.nodes
+
+
+def examine(
+    model: Program, guide: Program, args: tuple, kwargs: Mapping, named: Mapping[str, Any]
+) -> Look:
+    """`check` that collects what is wrong, as far as both programs can be run."""
+    raise_first(
+        [
+            *signature_problems("model", model, args, kwargs),
+            *signature_problems("guide", guide, args, kwargs),
+        ]
+    )
+    roles = {"model": model, "guide": guide}
+    with hidden(), pyro.validation_enabled(True), explained(roles, lambda: named), _kept(named):
+        guide_trace = run(guide, args, kwargs)
+        try:
+            model_trace = run(model, args, kwargs, guide_trace)
+        except (RuntimeError, ValueError):
+            raise_first(mismatches(guide_trace, run(model, args, kwargs)))  # the cause, if it runs
+            raise
+        result = Look(guide_trace, model_trace, sample_nodes(model_trace))
+        result.problems = list(_problems(result, (model, guide, args, kwargs), named))
+    return result
+
+
+def _problems(found: Look, programs: tuple, named: Mapping[str, Any]) -> Iterator[PviError]:
+    """What is wrong with the sites."""
+    guide_trace, model_trace = found.guide_trace, found.model_trace
+    if not any(node["is_observed"] for node in found.nodes.values()):
+        yield _unobserved(guide_trace, list(found.nodes))
+    nesting = nesting_of(guide_trace, model_trace)
+    enumeration = marks(guide_trace, model_trace, nesting, average=False)
+    if enumeration:
+        _, guide_trace, model_trace = look(*programs, average=False)
+        found.guide_trace, found.model_trace = guide_trace, model_trace
+    unpaired = list(mismatches(guide_trace, model_trace))
+    yield from unpaired
+    sites = observed_sites(model_trace) if unpaired else pair(guide_trace, model_trace)
+    wrong = [problem for site in sites if (problem := _site_problem(site)) is not None]
+    yield from wrong
+    if not (wrong or unpaired):
         if enumeration:
             sites = reduced(sites, guide_trace, model_trace, enumeration)
-        for site in sites:
-            of_p = "likelihood" if site.observed else "prior"
-            for role, side in ((of_p, site.p), ("guide", site.q)):
-                if side is not None:
-                    _check_density(site.name, role, side, named)
-    return nodes
+        yield from _densities(sites, named)
 
 
-def _check_signature(role: str, program: Program, args: tuple, kwargs: Mapping) -> None:
+def _site_problem(site: Site) -> PviError | None:
+    try:
+        if site.observed:
+            _check_observation(site)
+        elif site.p is not None and site.q is not None:
+            _check_support(site.name, site.p, site.q)
+    except PviError as error:
+        return error
+    return None
+
+
+def _unobserved(guide_trace: Any, names: list[str]) -> ModelError:
+    seen = [name for name, node in sample_nodes(guide_trace).items() if node["is_observed"]]
+    swapped = f" The guide observes '{seen[0]}': are they in each other's place?" if seen else ""
+    return ModelError(
+        "the model has no observed site, so there is nothing to learn from. Give the data "
+        f"to pyro.sample(..., obs=...); its sites are {names}.{swapped}"
+    )
+
+
+def _densities(sites: list[Site], named: Mapping[str, Any]) -> Iterator[PviError]:
+    for site in sites:
+        for role, side in (("likelihood" if site.observed else "prior", site.p), ("guide", site.q)):
+            if side is not None and not bool(side.log_prob().isfinite().all()):
+                yield missing_values(named) or ModelError(
+                    f"the {role} of site '{site.name}' "
+                    f"{where(~side.log_prob().isfinite(), 'a log density that is not finite')} at "
+                    "the first draw. Check the scale of the data and the start of the guide "
+                    "(init_loc_fn, init_scale)."
+                )
+                return
+
+
+@contextmanager
+def _kept(named: Mapping[str, Any]) -> Iterator[None]:
+    """Notice a model that writes into its data, and put them back.
+
+    Raises:
+        ModelError: naming the argument.
+    """
+    tensors = {n: x for n, x in named.items() if isinstance(x, Tensor) and not x.is_inference()}
+    copies = {n: x.clone() for n, x in tensors.items() if x.numel() <= CLONED}
+    versions = {n: x._version for n, x in tensors.items()}
+    changed: list[str] = []
+    try:
+        yield
+    finally:
+        changed += [n for n, x in tensors.items() if x._version != versions[n]]
+        for name in set(changed) & copies.keys():
+            tensors[name].copy_(copies[name])
+    if changed:
+        name = changed[0]
+        raise ModelError(
+            f"the model or the guide changes its argument '{name}' in place, so that every call "
+            f"sees other data. Make a new tensor ({name} = {name} - 1 in the place of "
+            f"{name} -= 1), or work on {name}.clone()."
+        )
+
+
+def signature_problems(
+    role: str, program: Program, args: tuple, kwargs: Mapping
+) -> Iterator[DataError]:
+    """An error where a program can't be called with these arguments."""
     target = program.forward if isinstance(program, torch.nn.Module) else program
     try:
         signature = inspect.signature(target)
@@ -97,62 +216,33 @@ def _check_signature(role: str, program: Program, args: tuple, kwargs: Mapping) 
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise DataError(
+        yield DataError(
             f"the {role} takes {signature} but is called with {len(args)} positional argument(s) "
             f"and keywords {sorted(kwargs)}: {error}. Guides take the same arguments as their "
             "model; data= gives the rows, args= and kwargs= the rest."
-        ) from error
-
-
-def _run(role: str, program: Program, args: tuple, kwargs: Mapping, named: Mapping) -> Any:
-    tracer = poutine.trace(program)
-    try:
-        return tracer.get_trace(*args, **kwargs)
-    except PviError as error:  # Pyro adds the shapes of its trace to the message
-        cause = error.__cause__
-        raise (cause if isinstance(cause, PviError) else error) from None
-    except (RuntimeError, ValueError) as error:
-        duplicate = re.search(r"Multiple (\w+) sites named '(.+?)'", str(error))
-        if duplicate:
-            raise ModelError(
-                f"the {role} has two sites named '{duplicate[2]}'. Give each pyro.sample its own "
-                "name."
-            ) from error
-        _check_missing(named, error)
-        last = [name for name, n in tracer.trace.nodes.items() if n["type"] == "sample"]
-        error.add_note(
-            f"pvi: raised in the {role}, after its site '{last[-1] if last else '(none)'}'"
         )
-        raise
 
 
-def _check_missing(named: Mapping[str, Any], cause: Exception | None) -> None:
-    for name, value in named.items():
-        if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any()):
-            raise DataError(
-                f"argument '{name}' {_where(value.isnan(), 'NaN')}, which made the model fail. "
-                f"{MISSING}"
-            ) from cause
-
-
-def _check_observation(site: Site, named: Mapping[str, Any]) -> None:
+def _check_observation(site: Site) -> None:
     p = _side(site.p)
     bad = _select(p, p.value.isnan()) if p.value.is_floating_point() else None
     if bad is not None and bool(bad.any()):
-        raise DataError(f"observed site '{site.name}' {_where(bad, 'NaN')}. {MISSING}")
-    _check_shape(site.name, p)
+        raise DataError(f"observed site '{site.name}' {where(bad, 'NaN')}. {MISSING}")
+    _check_shape(site, p)
     bad = _outside(p)
     if bad is not None and bool(bad.any()):
         raise DataError(
             f"observed site '{site.name}' "
-            f"{_where(bad, f'values outside the support {p.fn.support}')} of its {_name(p.fn)} "
+            f"{where(bad, f'values outside the support {p.fn.support}')} of its {_name(p.fn)} "
             "likelihood. Check the data's coding, or use another distribution."
         )
 
 
-def _check_shape(name: str, p: Density) -> None:
-    """The observations must not blow up the plate's shape, as a column `(N, 1)` does."""
-    expected = p.fn.shape()
+def _check_shape(site: Site, p: Density) -> None:
+    """The observations must be one for each element of the plates: not a column `(N, 1)`, which
+    blows up the plate's shape, nor one value for all.
+    """
+    name, expected = site.name, p.fn.shape()
     try:
         together = torch.broadcast_shapes(p.value.shape, expected)
     except RuntimeError:
@@ -163,12 +253,21 @@ def _check_shape(name: str, p: Density) -> None:
             f"and distribution have {tuple(expected)}. Reshape the data (a column of N rows needs "
             ".squeeze(-1)), or the likelihood."
         )
+    for plate in site.plates:
+        dim = 0 if plate.dim is None else plate.dim - p.fn.event_dim
+        alone = p.value.dim() < -dim or p.value.shape[dim] == 1
+        if dim < 0 and alone and plate.size > 1 and p.value.numel() > 0:
+            raise DataError(
+                f"observed site '{name}' has one value for all {plate.size} elements of plate "
+                f"'{plate.name}', where it would count {plate.size} times. Pass one value for each "
+                f"(.expand({plate.size}) if they are meant to be equal), or move the site out of "
+                "the plate."
+            )
 
 
 def _check_support(name: str, p: Density, q: Density) -> None:
-    mismatch = _covers_reals(q.fn) and not _has_real_support(p.fn) and not p.fn.support.is_discrete
     bad = _outside(p)
-    if mismatch or (bad is not None and bool(bad.any())):
+    if _leaves(q.fn, p.fn) or (bad is not None and bool(bad.any())):
         raise GuideError(
             f"site '{name}': the guide's {_name(q.fn)} can leave the support {p.fn.support} of the "
             f"prior {_name(p.fn)}. Use a distribution on that support, such as a "
@@ -176,15 +275,27 @@ def _check_support(name: str, p: Density, q: Density) -> None:
         )
 
 
-def _check_density(name: str, role: str, side: Density, named: Mapping[str, Any]) -> None:
-    bad = ~side.log_prob().isfinite()
-    if bool(bad.any()):
-        _check_missing(named, None)
-        raise ModelError(
-            f"the {role} of site '{name}' {_where(bad, 'a log density that is not finite')} at the "
-            "first draw. Check the scale of the data and the start of the guide (init_loc_fn, "
-            "init_scale)."
-        )
+def _leaves(q: Any, p: Any) -> bool:
+    """Whether a guide's distribution surely puts mass outside the prior's support.
+
+    Told from far points of the support that it says it has; with transforms, that may be too wide,
+    and only draws can tell.
+    """
+    if is_delta(q) or (hasattr(q, "transforms") and not isinstance(q, LogNormal)):
+        return False
+    try:
+        if p.support.is_discrete or is_real(p.support):
+            return False
+        onto = biject_to(q.support)
+        shape = onto.inverse_shape(q.batch_shape + q.event_shape)
+        far = [onto(torch.full(shape, x, device=_device(q))) for x in (-3.0, 3.0)]
+        return not all(bool(p.support.check(x).all()) for x in far)
+    except (NotImplementedError, AttributeError, RuntimeError):
+        return False
+
+
+def _device(fn: Any) -> Any:
+    return next((x.device for x in vars(fn).values() if isinstance(x, Tensor)), None)
 
 
 def _outside(side: Density) -> Tensor | None:
@@ -205,33 +316,11 @@ def _select(side: Density, bad: Tensor) -> Tensor:
     return masked(bad, mask)
 
 
-def _covers_reals(fn: Any) -> bool:
-    """Whether a guide's distribution surely puts mass on all of R^n."""
-    if hasattr(fn, "transforms") or is_delta(fn):  # reported too wide: only draws can tell
-        return False
-    return _has_real_support(fn)
-
-
-def _has_real_support(fn: Any) -> bool:
-    try:
-        return is_real(fn.support)
-    except NotImplementedError:
-        return False
-
-
 def is_real(support: Any) -> bool:
     """Whether a support is all of R^n."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support in (constraints.real, constraints.real_vector)
-
-
-def _where(bad: Tensor, what: str) -> str:
-    """How many entries are bad, and where the first is."""
-    if bad.dim() == 0:
-        return f"has {what}"
-    first = bad.nonzero()[0].tolist()
-    return f"has {what} in {int(bad.sum())} of {bad.numel()} entries (the first at index {first})"
 
 
 def _side(side: Density | None) -> Density:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from pvi.engine.kinds import array_of, check_constants, check_data, check_rows_kind
 from pvi.errors import DataError
 
 Key = int | str
@@ -117,30 +118,28 @@ def as_data(
     Raises:
         DataError: no rows, rows of different lengths, or a loader whose length is unknown.
     """
+    check_data(data)
+    check_constants(args, kwargs)
     loader = data if isinstance(data, DataLoader) else None
     if isinstance(data, DataLoader | Dataset):
         data = _collate(data) if loader is None else _collate(loader.dataset, loader.collate_fn)
-    args = tuple(as_tensor(a, device) for a in args)
-    constants = {k: as_tensor(v, device) for k, v in (kwargs or {}).items()}
-    entries = {k: as_tensor(v, device) for k, v in _entries(data).items()}
-    result = Data(entries, args, constants, _names(entries, model), loader)
+    args = tuple(as_tensor(a, device, f"args[{i}]") for i, a in enumerate(args))
+    constants = {k: as_tensor(v, device, k) for k, v in (kwargs or {}).items()}
+    names = _names(given := _entries(data), model)
+    for key, value in given.items():
+        check_rows_kind(names[key], value)
+    entries = {k: as_tensor(v, device, names[k]) for k, v in given.items()}
+    result = Data(entries, args, constants, names, loader)
     check_rows(result)
     return result
 
 
-def as_tensor(value: Any, device: Any = None) -> Any:
+def as_tensor(value: Any, device: Any = None, name: str = "") -> Any:
     """Arrays, series and frames as tensors: floats in torch's default dtype; others as they are."""
     if hasattr(value, "to_numpy") and not isinstance(value, Tensor):
         value = value.to_numpy()
-    if isinstance(value, list):
-        value = np.asarray(value)
-    if isinstance(value, np.ndarray):
-        if value.dtype == object or value.dtype.kind in "USM":
-            raise DataError(
-                f"an array of dtype {value.dtype} can't become a tensor. Encode it as numbers "
-                "first."
-            )
-        value = torch.as_tensor(np.require(value, requirements=["C", "W"]))
+    if isinstance(value, list | np.ndarray):
+        value = torch.as_tensor(np.require(array_of(name, value), requirements=["C", "W"]))
         if value.is_floating_point():
             value = value.to(torch.get_default_dtype())
     return value.to(device) if isinstance(value, Tensor) and device is not None else value

@@ -41,8 +41,8 @@ def explain(terms: Terms, plan: Plan, objective: Any) -> Explanation:
         notes.append(f"weights: {plan.scope.name}")
         if plan.scope.outer:
             notes.append(f"drawn once per bound: {', '.join(sorted(plan.scope.outer))}")
-    if o.num_particles > 1:
-        notes.append(f"particles: {_particles(plan)}")
+    how = _particles(plan)
+    notes.append(f"particles: {how if o.num_particles > 1 else f'one; several would be {how}'}")
     notes += _not_a_bound(terms, plan, o)
     if terms.penalties:
         names = ", ".join(t.name for t in terms.penalties)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pvi.engine.enumeration import Enumeration, labels, reduced
+from pvi.engine.pairing import pair
 from pvi.engine.terms import Terms, make_terms
-from pvi.engine.traces import Site, pair
+from pvi.engine.traces import Site
 
 NONE = Enumeration()
 

@@ -105,8 +105,22 @@ def _lifted(node: Mapping, tensors: dict[str, Tensor], num: int, nesting: int) -
     found: dict[str, Any] = {"value": lift(tensors["value"], event_dim)}
     found |= {key: lift(tensors[key]) for key in ("mask", "scale") if key in tensors}
     if "log_prob" in tensors:
-        found["fn"] = Evaluated(lift(tensors["log_prob"]), event_shape, node["fn"])
+        log_prob = lift(tensors["log_prob"])
+        same = _is_same(node["fn"])  # for all particles, so that it is known as a whole
+        known = node["fn"].expand(log_prob.shape) if same else None
+        found["fn"] = known or Evaluated(log_prob, event_shape, node["fn"])
     return found
+
+
+def _is_same(fn: Any) -> bool:
+    """Whether no parameter of a distribution depends on the particle."""
+    if hasattr(fn, "base_dist"):
+        return _is_same(fn.base_dist) and not getattr(fn, "transforms", ())
+    values = vars(fn).values()
+    tensors = [x for x in values if isinstance(x, Tensor)]
+    plain = all(isinstance(x, Tensor | bool | int | float | torch.Size | None) for x in values)
+    is_batched: Any = getattr(torch._C, "_functorch").is_batchedtensor  # noqa: B009
+    return plain and not any(is_batched(x) for x in tensors)
 
 
 def _lift(x: Tensor, event_dim: int = 0, *, num: int, nesting: int) -> Tensor:

@@ -20,13 +20,13 @@ from pvi.engine.gradients import (
     leaves_of,
 )
 from pvi.engine.joint import terms_of
+from pvi.engine.pairing import pair
 from pvi.engine.plan import Plan
 from pvi.engine.terms import Terms, concatenate, make_terms
 from pvi.engine.traces import (
     Program,
     Site,
     density,
-    pair,
     replaced,
     rng_at,
     rng_state,

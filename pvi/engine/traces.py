@@ -7,7 +7,7 @@ that touches Pyro's effect handlers and traces.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -18,8 +18,6 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from pvi.engine.effects import TYPE, Collector
-from pvi.engine.masks import mask_for_guide
-from pvi.errors import GuideError, ModelError
 
 PARTICLES = "_pvi_particles"
 Program = Callable[..., Any]
@@ -92,8 +90,9 @@ def run(fn: Program, args: tuple, kwargs: Mapping, given: Any = None) -> Any:
     """
     if given is not None:
         fn = poutine.replay(fn, trace=given)
-    with Collector() as collector:
-        trace: Any = poutine.trace(fn).get_trace(*args, **kwargs)
+    with Collector() as collector, poutine.trace() as tracer:  # its handler would rewrite errors
+        fn(*args, **kwargs)
+    trace: Any = tracer.trace
     trace.effects = collector.messages
     return trace
 
@@ -262,108 +261,6 @@ def nesting_of(*traces: poutine.Trace) -> int:
     return max(dims, default=0)
 
 
-def pair(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> list[Site]:
-    """Join both traces site by site, in the model's order, then the guide's auxiliary sites.
-
-    Raises:
-        GuideError: a latent of the model is missing from the guide, or the guide has a site that
-            the
-            model lacks and that is not marked `infer={"is_auxiliary": True}`.
-    """
-    q_nodes, p_nodes = sample_nodes(guide_trace), sample_nodes(model_trace)
-    sites = []
-    for name, node in p_nodes.items():
-        observed = bool(node["is_observed"])
-        guide_node = q_nodes.pop(name, None)
-        if "_enumerate_dim" not in node["infer"]:  # else it is summed out
-            _check_partner(name, observed, guide_node, q_nodes)
-        if guide_node is not None:
-            _check_plates(name, node, guide_node)
-        sites.append(_site(name, node, guide_node, observed))
-    for name, node in q_nodes.items():
-        if not (node["infer"].get("is_auxiliary", False) or node["is_observed"]):
-            raise GuideError(
-                f"site '{name}' is sampled in the guide but not in the model. Remove or rename it, "
-                'or mark it infer={"is_auxiliary": True} if the guide only needs it to build other '
-                f"sites. The model's sites are {sorted(p_nodes)}."
-            )
-        sites.append(_site(name, None, node, False))
-    return sites
-
-
-def _check_partner(name: str, observed: bool, guide_node: dict | None, rest: Mapping) -> None:
-    if observed and guide_node is not None:
-        raise GuideError(
-            f"site '{name}' is observed in the model, but the guide samples it too. "
-            "Sample in the guide only what the model leaves latent."
-        )
-    if not observed and guide_node is None:
-        raise GuideError(
-            f"site '{name}' is latent in the model, but the guide does not sample it. Add "
-            f"pyro.sample('{name}', ...) to the guide, or pass obs= in the model if it is data; if "
-            'it is discrete, infer={"enumerate": "parallel"} in the model sums it out. '
-            f"Sites in the guide only: {sorted(rest) or 'none'}."
-        )
-
-
-def _check_plates(name: str, p_node: Mapping, q_node: Mapping) -> None:
-    """A site must have the same events and plates in both programs, of the same sizes."""
-    p_event, q_event = p_node["fn"].event_shape, q_node["fn"].event_shape
-    if p_event != q_event:
-        raise GuideError(
-            f"site '{name}' has event shape {tuple(p_event)} in the model but {tuple(q_event)} in "
-            "the guide. Make them equal, with .to_event(...)."
-        )
-    p_plates, q_plates = (
-        {plate.name: plate.full_size for plate in plates_of(node) if plate.dim is not None}
-        for node in (p_node, q_node)
-    )
-    if p_plates.keys() != q_plates.keys():
-        raise GuideError(
-            f"site '{name}' is in the plates {p_plates or 'none'} in the model but "
-            f"{q_plates or 'none'} in the guide. Put it in the same plates in both."
-        )
-    for plate, size in p_plates.items():
-        if q_plates[plate] != size:
-            raise GuideError(
-                f"plate '{plate}' around site '{name}' has {size} elements in the model and "
-                f"{q_plates[plate]} in the guide, whose rows belong to other data. Make them "
-                "equal, or set up the guide again for these data."
-            )
-
-
-def _check_shape(name: str, role: str, node: Mapping) -> None:
-    """Every batch dimension must be a plate's: others are not independent elements."""
-    plates = {f.dim: f for f in node["cond_indep_stack"] if f.dim is not None}
-    shape, enumerated = node["fn"].batch_shape, node["infer"].get("_dim_to_id", ())
-    for dim in range(-len(shape), 0):
-        expected = plates[dim].size if dim in plates else 1
-        if shape[dim] != expected and dim not in enumerated:
-            known = {f.name: f.size for f in plates.values() if f.name != PARTICLES}
-            error = ModelError if role == "model" else GuideError
-            raise error(
-                f"site '{name}' has batch shape {tuple(shape)} in the {role}, but its plates are "
-                f"{known or 'none'}: dimension {dim} belongs to no plate of size {shape[dim]}. A "
-                "column (N, 1) needs .squeeze(-1); dimensions of one event need .to_event(...); "
-                "independent elements need their own plate."
-            )
-
-
-def _site(name: str, p_node: dict | None, q_node: dict | None, observed: bool) -> Site:
-    for role, side in (("model", p_node), ("guide", q_node)):
-        if side is not None:
-            _check_shape(name, role, side)
-    p = None if p_node is None else density(p_node)
-    q = None if q_node is None else density(q_node)
-    if p is not None and q is not None and q_node is not None and q.mask is None:
-        follows = q_node["infer"].get("follows_mask")
-        q = replace(q, mask=mask_for_guide(name, p.fn, p.mask, follows))
-    node = p_node if p_node is not None else q_node
-    if node is None:
-        raise ModelError(f"site '{name}' is in neither program")
-    return Site(name, plates_of(node), p, q, observed)
-
-
 def density(node: Mapping) -> Density:
     """What a program says at a sample statement."""
     subsample = math.prod(plate.scale for plate in plates_of(node))
@@ -379,12 +276,22 @@ def _filled(node: Mapping) -> Tensor:
     Its log density is dropped, but NaN would still reach the gradient of the parameters.
     """
     value, mask, fn = node["value"], node["mask"], node["fn"]
-    masked_data = node["is_observed"] and isinstance(mask, Tensor) and value.is_floating_point()
+    if not value.is_floating_point():
+        return _numbers(value, fn)
+    masked_data = node["is_observed"] and isinstance(mask, Tensor)
     if not masked_data or not bool(value.isnan().any()):
         return value
     with preserved_rng(), torch.no_grad():
         valid = fn.sample().expand(fn.shape())
     return torch.where(mask.reshape(mask.shape + (1,) * fn.event_dim), value, valid)
+
+
+def _numbers(value: Tensor, fn: Any) -> Tensor:
+    """Truth values and whole numbers as the floats that a Bernoulli computes with."""
+    coin = _unwrapped(fn)
+    if not isinstance(coin, torch.distributions.Bernoulli):
+        return value
+    return value.to(coin._param.dtype)  # type: ignore[union-attr]
 
 
 def prior(model: Program) -> Program:

@@ -7,10 +7,14 @@ from typing import Any
 import torch
 
 from pvi.engine import Objective
+from pvi.engine.checks import raise_first
+from pvi.engine.numbers import check_seed
 from pvi.engine.traces import Program, preserved_rng
 from pvi.errors import FitError
+from pvi.fit.arguments import check_options, known_arguments
 from pvi.fit.callbacks import Callback
 from pvi.fit.checkpoint import Checkpoints
+from pvi.fit.guard import guarded
 from pvi.fit.programs import prepare
 from pvi.fit.progress import Progress
 from pvi.fit.result import Fit
@@ -18,6 +22,7 @@ from pvi.fit.schedule import Schedule
 from pvi.fit.trainer import Trainer
 
 
+@known_arguments
 def fit(
     model: Program,
     guide: Program | None = None,
@@ -98,6 +103,8 @@ def fit(
     >>> bool(abs(fitted.posterior.sample(1000, seed=0)["mu"].mean() - 2.0) < 0.2)
     True
     """
+    raise_first(check_options(model, guide, objective, seed, device, callbacks, plate, batch_size))
+    seed = check_seed(seed)
     checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every)
     if every is not None and checkpoint is None:
         raise FitError("every= is the time between checkpoints: give checkpoint=, their folder")
@@ -108,9 +115,10 @@ def fit(
             stack.enter_context(preserved_rng())
             torch.manual_seed(seed)
         stack.enter_context(torch.device(device) if device is not None else nullcontext())
-        model, guide, rows = prepare(model, guide, data, args, kwargs, reparam, device)
-        trainer = Trainer(
-            model, guide, rows, objective, batch_size, plate, list(callbacks), seed, restarts
+        state = stack.enter_context(guarded(model, guide, callbacks))
+        model, guide, state.data = prepare(model, guide, data, args, kwargs, reparam, device)
+        state.trainer = trainer = Trainer(
+            model, guide, state.data, objective, batch_size, plate, list(callbacks), seed, restarts
         )
         anneal = trainer.anneal()
         schedule = Schedule(trainer.steps_per_epoch, steps, epochs, lr, optimizer, anneal)

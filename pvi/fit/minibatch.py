@@ -73,6 +73,14 @@ def data_plates(
     return frozenset(follow)
 
 
+def check_plate_names(plate: str | Iterable[str] | None, nodes: Iterable[Mapping]) -> None:
+    """Refuse a name that no plate of the model has, also where there are no minibatches."""
+    known = sorted({frame.name for node in nodes for frame in node["cond_indep_stack"]})
+    for name in [plate] if isinstance(plate, str) else plate or ():
+        if name not in known:
+            raise ModelError(f"plate='{name}' does not exist. The plates are {known or 'none'}.")
+
+
 def _named_plates(named: frozenset[str], follow: set[str], known: list[str]) -> frozenset[str]:
     for name in sorted(named - follow):
         what = "does not follow the batch's length" if name in known else "does not exist"

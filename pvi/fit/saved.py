@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pvi.engine import Objective
-from pvi.engine.checks import check, check_finite
+from pvi.engine.checks import check, check_values
 from pvi.engine.data import Data
 from pvi.engine.params import Params
 from pvi.engine.traces import Program, preserved_rng
@@ -102,7 +102,7 @@ def _filled(model: Program, guide: Program, rows: Data, saved: Tree, path: Path)
     """The parameters of both programs, with the values that were saved."""
     restored = _restore_structure(guide, saved["structure"])
     params = Params(model, guide)
-    check_finite(rows.named())
+    check_values(rows.named())
     with params.scope(), params.evaluation():
         try:
             nodes = check(model, guide, *rows.whole(), rows.named())

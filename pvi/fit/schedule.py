@@ -6,13 +6,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from pvi.engine.numbers import whole_number
 from pvi.engine.params import Params
 from pvi.errors import FitError, GuideError
+from pvi.fit.arguments import check_optimizer, check_rate, made_optimizer
 from pvi.optim.schedule import Plateau, cosine, still_rising
 
 LR_VARIATIONAL, LR_NETWORK = 0.05, 2e-3
 MAX_STEPS, MAX_EPOCHS = 20_000, 100
 LATE = 0.2  # share of the steps that a fit needs after its KL schedule
+NOTHING_TO_FIT = (
+    "the guide and the model have no parameters, so there is nothing to fit. Give the guide some "
+    "(pyro.param, or a module), or leave it out: then it is pvi.guides.MeanField."
+)
 Factory = Callable[[list[Tensor]], torch.optim.Optimizer]
 
 
@@ -36,13 +42,11 @@ class Schedule:
         optimizer: str | Factory,
         anneal: int = 0,
     ):
-        for name, value in (("steps", steps), ("epochs", epochs)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise FitError(f"{name} must be a whole number >= 1, got {value!r}")
+        steps = None if steps is None else whole_number("steps", steps)
+        epochs = None if epochs is None else whole_number("epochs", epochs)
         if steps is not None and epochs is not None:
             raise FitError("give steps= or epochs=, not both")
-        if lr is not None and not lr > 0:
-            raise FitError(f"lr must be > 0, got {lr!r}")
+        check_rate(lr)
         named = isinstance(optimizer, str) and optimizer in ("auto", "adam")
         self._factory = None if named else _factory(optimizer, lr)
         self.free = optimizer == "auto" and lr is None and steps is None and epochs is None
@@ -56,9 +60,9 @@ class Schedule:
         """The optimiser over everything trainable."""
         named = params.named()
         if not named:
-            raise GuideError("model and guide have no parameters, so there is nothing to fit")
+            raise GuideError(NOTHING_TO_FIT)
         if self._factory is not None:
-            return self._factory(list(named.values()))
+            return made_optimizer(self._factory, list(named.values()))
         return torch.optim.Adam(self.groups(params, named), betas=(0.9, 0.99))
 
     def groups(self, params: Params, named: Mapping[str, Tensor]) -> list[dict[str, Any]]:
@@ -104,11 +108,7 @@ class Schedule:
 
 
 def _factory(optimizer: Any, lr: float | None) -> Factory:
-    if not callable(optimizer):
-        raise FitError(
-            "optimizer must be 'auto', 'adam' or a callable from a list of parameters to an "
-            f"optimiser, such as lambda p: torch.optim.Adam(p, lr=0.01); got {optimizer!r}"
-        )
+    check_optimizer(optimizer)
     if lr is not None:
         raise FitError("lr belongs to optimizer='auto'; give your own optimizer its rate directly")
     return cast(Factory, optimizer)

@@ -12,19 +12,21 @@ import torch
 from torch import Tensor
 
 from pvi.engine import ELBO, Objective
-from pvi.engine.checks import check, check_finite
+from pvi.engine.checks import check, check_values
 from pvi.engine.data import Batch, Data
+from pvi.engine.failures import changed_sites, later
 from pvi.engine.gradients import Baseline
 from pvi.engine.objective import Evaluation
 from pvi.engine.params import Params
 from pvi.engine.plan import make_plan
 from pvi.engine.traces import Program, plates_of, preserved_rng
-from pvi.errors import CheckpointError, DataError, FitError, GuideError, PviError
+from pvi.errors import CheckpointError, DataError, FitError, GuideError, ModelError, PviError
+from pvi.fit.arguments import check_batch_size
 from pvi.fit.callbacks import Callback
 from pvi.fit.checkpoint import Checkpoints
 from pvi.fit.deterministic import Deterministic, why_not
 from pvi.fit.drift import Path, leaves_in, rise_ahead
-from pvi.fit.minibatch import Minibatches, check_additive, data_plates
+from pvi.fit.minibatch import Minibatches, check_additive, check_plate_names, data_plates
 from pvi.fit.progress import Progress
 from pvi.fit.restarts import Mode
 from pvi.fit.result import Fit, History
@@ -55,15 +57,16 @@ class Trainer:
         seed: int | None,
         restarts: int = 0,
     ):
-        self.seed, self.restarts = seed, restarts
+        self.seed, self.restarts, self.started, self._sites = seed, restarts, False, ()
         self.modes: tuple[Mode, ...] = ()
         self.model, self.guide, self.data, self.callbacks = model, guide, data, callbacks
         self.params = Params(model, guide)
-        check_finite(data.named())
+        check_values(data.named())
         with self.params.scope(), self.params.evaluation():
             found = check(model, guide, *data.whole(), data.named())
         self._shapes = {name: list(node["value"].shape) for name, node in found.items()}
         nodes = found.values()
+        check_plate_names(plate, nodes)
         self.numbers = sum(node["value"].numel() for node in nodes)
         self._passes = math.ceil(max((p.scale for x in nodes for p in plates_of(x)), default=1.0))
         self.batch_size = _batch_size(batch_size, data)
@@ -117,6 +120,7 @@ class Trainer:
     ) -> Fit:
         """Train to the schedule's end, and return what there is however it ended."""
         error: PviError | None = None
+        self.started = True
         with self.params.scope():
             try:
                 reason = self._optimise(schedule, bar, checkpoints) if self._trainable() else ""
@@ -197,7 +201,7 @@ class Trainer:
                 f"training ended after {steps} steps, before the KL schedule did "
                 f"({'; '.join(unfinished)}: step {self.anneal()}), so the posterior is not yet the "
                 "model's. Train longer, or shorten the schedule.",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _drift(self, path: Path, step: int, leaves: list[Tensor]) -> str:
@@ -218,7 +222,21 @@ class Trainer:
         """The objective of this step on one batch."""
         if self.batched:
             self.batched.select(batch.indices, batch.size)
-        return self.now(step).evaluate(*self._programs, batch.args, batch.kwargs)
+        try:
+            value = self.now(step).evaluate(*self._programs, batch.args, batch.kwargs)
+        except (GuideError, ModelError) as error:
+            raise (later(error, step) if len(self.history) else error) from error.__cause__
+        self._check_sites(value, step)
+        return value
+
+    def _check_sites(self, value: Evaluation, step: int) -> None:
+        """Refuse sites that come and go, unless draws with score gradients may decide on them."""
+        names = tuple(term.name for term in value.terms)
+        self._sites = self._sites or names
+        if names == self._sites or self.objective.gradient == "score":
+            return
+        if all(term.reparameterized for term in value.terms):
+            raise changed_sites(self._sites, names, step)
 
     def look(self) -> None:
         """Let the objective look at the programs and decide how to run them, as at the start."""
@@ -228,6 +246,7 @@ class Trainer:
 
     @property
     def _programs(self) -> tuple[Program, Program]:
+        """Model and guide as the objective runs them, in minibatches or not."""
         programs = self.batched or self
         return programs.model, programs.guide
 
@@ -268,12 +287,17 @@ class Trainer:
 
 def _batch_size(batch_size: int | None, data: Data) -> int | None:
     """Rows in a batch; `None` for the whole, which is never shuffled."""
+    batch_size = check_batch_size(batch_size)
     if data.loader is not None:
-        return data.loader.batch_size or getattr(data.loader.batch_sampler, "batch_size", None) or 1
+        own = data.loader.batch_size or getattr(data.loader.batch_sampler, "batch_size", None) or 1
+        if batch_size not in (None, own):
+            raise DataError(
+                f"batch_size={batch_size}, but the DataLoader makes batches of {own}. Leave "
+                "batch_size out, or pass the loader's Dataset as data."
+            )
+        return own
     if batch_size is None:
         return None
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise DataError(f"batch_size must be a whole number >= 1, got {batch_size!r}")
     if data.size == 0:
         raise DataError("batch_size needs rows: pass the data as data=, not inside the model")
     return batch_size if batch_size < data.size else None

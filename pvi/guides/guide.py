@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pvi.engine.traces import Program, particles, preserved_rng, run, sample_nodes
 from pvi.errors import GuideError
-from pvi.guides.init import MODE, InitLoc, resolve
+from pvi.guides.init import MODE, InitLoc, check_names, resolve
 from pvi.guides.layout import Layout
 from pvi.guides.mode import find_mode
 from pvi.guides.prototype import Latent, latents
@@ -102,6 +102,7 @@ class Guide(PyroModule, metaclass=_Abstract):
                 "(..., model=model), or give it to pvi.fit(model, guide, data)"
             )
         found = latents(self.model, resolve(self.init_loc_fn, self.model), args, kwargs)
+        check_names(self.init_loc_fn, [latent.name for latent in found])
         if self.init_loc_fn == MODE:
             start = Layout(found)
             mode = start.split(find_mode(self.model, start, args, kwargs))

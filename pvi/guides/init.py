@@ -83,6 +83,20 @@ def resolve(init: Any, model: Any) -> InitLoc:
     )
 
 
+def check_names(init: Any, sites: list[str]) -> None:
+    """Refuse a dict of starts that names no latent site of the model.
+
+    Raises:
+        GuideError: naming it.
+    """
+    for name in init if isinstance(init, Mapping) else ():
+        if name not in sites:
+            raise GuideError(
+                f"init_loc_fn has a start for '{name}', but the model has no latent site '{name}'. "
+                f"Its latent sites are {sites}."
+            )
+
+
 def _median(fn: Any) -> Tensor:
     while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
         fn = fn.base_dist

@@ -102,7 +102,9 @@ def latents(model: Program, init_loc_fn: InitLoc, args: tuple, kwargs: Mapping) 
     def start(site: Mapping) -> Tensor:
         if site["fn"].support.is_discrete:
             return site["fn"].sample()  # refused below, by name
-        return init_loc_fn(site)
+        value = init_loc_fn(site)
+        _check_start(site["name"], site["fn"], value)
+        return value
 
     trace = run_hidden(InitMessenger(start)(model), args, kwargs)
     found = [
@@ -169,16 +171,20 @@ def _latent(name: str, node: Mapping) -> Latent:
             'discrete?). This guide needs continuous latents: mark it infer={"enumerate": '
             '"parallel"} in the model, to sum it out, or write your own guide.'
         ) from error
-    if not bool(loc.isfinite().all()):
-        raise GuideError(
-            f"init_loc_fn put site '{name}' at a point that is not inside its support "
-            f"{support}. Return a finite value strictly inside."
-        )
+    _check_start(name, support, loc)
     event_dim = fn.event_dim + loc.dim() - value.dim()
     plates = tuple(p for p in plates_of(node) if p.dim is not None)
     for plate in plates:
         loc = _repeat(loc, plate, event_dim)
     return Latent(name, support, plates, loc.clone(), event_dim)
+
+
+def _check_start(name: str, support: Any, value: Tensor) -> None:
+    if not bool(value.isfinite().all()):
+        raise GuideError(
+            f"init_loc_fn put site '{name}' at a point that is not inside its support "
+            f"{support}. Return a finite value strictly inside."
+        )
 
 
 def _repeat(loc: Tensor, plate: Plate, event_dim: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pvi.engine.data import is_rows
 from pvi.engine.traces import plates_of
+from pvi.errors import DataError
 from pvi.posterior.draws import stack, stack_draws
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def to_datatree(
     observed = {name: runner.nodes[name]["value"] for name in runner.observed}
     groups["observed_data"] = namer.dataset(observed, draws=False)
     groups["constant_data"] = namer.constants(posterior.data.named(), observed)
+    namer.check_names(posterior.data.named(), groups)
     attrs = {"inference_library": "pvi", "sampling": "independent draws from the guide"}
     groups = {name: group for name, group in groups.items() if group.data_vars}
     tree = xarray.DataTree.from_dict(groups)
@@ -103,6 +105,7 @@ class _Namer:
         used = {
             d: n for dims, array in arrays.values() for d, n in zip(dims, array.shape, strict=True)
         }
+        self._check_lengths(used)
         coords = {d: self.coords.get(d, np.arange(n)) for d, n in used.items()}
         return xarray.Dataset(arrays, coords)
 
@@ -128,7 +131,32 @@ class _Namer:
                 names.append(own[free] if free < len(own) else f"{name}_dim_{free}")
                 free += 1
             sizes.append(size)
+        if event and free < len(own):
+            raise DataError(
+                f"dims has {len(own)} names for '{name}', {own}, which has {free} dimensions "
+                "besides its plates"
+            )
         return tuple(names), tuple(sizes)
+
+    def _check_lengths(self, used: Mapping[str, int]) -> None:
+        for dim, size in used.items():
+            labels = self.coords.get(dim)
+            if labels is not None and len(labels) != size:
+                raise DataError(
+                    f"coords has {len(labels)} labels for dimension '{dim}', which has {size} "
+                    "elements"
+                )
+
+    def check_names(self, constants: Mapping[str, Any], groups: Mapping[str, Any]) -> None:
+        """Refuse `dims` of no site or argument, and `coords` of no dimension."""
+        known = [*self.nodes, *constants]
+        for name in self.dims:
+            if name not in known:
+                raise DataError(f"dims: there is no site '{name}'; there are {known}")
+        dims = list(dict.fromkeys(str(d) for group in groups.values() for d in group.dims))
+        for dim in self.coords:
+            if dim not in dims:
+                raise DataError(f"coords: there is no dimension '{dim}'; there are {dims}")
 
     def constants(self, named: Mapping[str, Any], observed: Mapping[str, Tensor]) -> Any:
         """The data arguments that are not observations."""

@@ -12,6 +12,8 @@ from torch import Tensor
 from pvi.engine.backward import draw_summed
 from pvi.engine.enumeration import with_sites
 from pvi.engine.joint import terms_of
+from pvi.engine.numbers import whole_number
+from pvi.engine.pairing import pair
 from pvi.engine.plan import Plan, particle_slice
 from pvi.engine.terms import Term, Terms
 from pvi.engine.traces import (
@@ -19,7 +21,6 @@ from pvi.engine.traces import (
     Site,
     deterministic_nodes,
     free,
-    pair,
     particles,
     plates_of,
     preserved_rng,
@@ -29,6 +30,7 @@ from pvi.engine.traces import (
     sample_nodes,
     subset,
 )
+from pvi.errors import DataError
 from pvi.progress import progress
 
 CHUNK = 4_000_000  # numbers held at once while drawing
@@ -102,7 +104,11 @@ class Runner:
         """Runs that together make `num_draws` draws, each from a random state of its own.
 
         So the same seed gives the same draws, whatever else is computed between two runs.
+
+        Raises:
+            DataError: `num_draws` is no whole number >= 1.
         """
+        num_draws = whole_number("num_draws", num_draws, error=DataError)
         chunks = list(self._chunks(num_draws))
         seeds = torch.randint(2**62, (len(chunks),)).tolist()
         for num, seed in progress(list(zip(chunks, seeds, strict=True)), "draw"):

@@ -8,8 +8,10 @@ import pyro
 import torch
 from torch import Tensor
 
-from pvi.engine.checks import check, check_finite
+from pvi.engine.checks import check, check_values
 from pvi.engine.data import Data, as_data
+from pvi.engine.failures import explained
+from pvi.engine.numbers import check_seed
 from pvi.engine.params import Params, check_trained
 from pvi.engine.plan import make_plan
 from pvi.engine.reparam import dependent_sites
@@ -59,7 +61,7 @@ class Posterior:
             model, guide, state=dict(pyro.get_param_store().get_state())
         )
         if not checked:
-            check_finite(self.data.named())
+            check_values(self.data.named())
             known = self._params.names()
             with self._params.scope(), self._params.evaluation():
                 check(model, guide, *self.data.whole(), self.data.named())
@@ -126,14 +128,16 @@ class Posterior:
         Raises:
             GuideError: a latent belongs to the rows of the training data and can't be extrapolated.
         """
-        args, kwargs = new_arguments(self.data, new_data, new_kwargs)
+        args, kwargs, named = new_arguments(self.model, self.data, new_data, new_kwargs)
         with ExitStack() as stack:
+            roles = {"model": self.model, "guide": self.guide}
+            stack.enter_context(explained(roles, lambda: named))
             runner = stack.enter_context(self.drawing(seed))
             names = [*runner.observed, *runner.deterministic]
             if new_data or new_kwargs:
                 guide, plan = self.guide, runner.plan
                 if infer_local is None:
-                    check_plates(self.model, guide, args, kwargs)
+                    check_plates(self.model, guide, args, kwargs, named)
                 else:
                     guide, params = self._with_rows(args, kwargs, infer_local)
                     stack.enter_context(params.scope())
@@ -243,6 +247,7 @@ class Posterior:
     @contextmanager
     def drawing(self, seed: int | None) -> Iterator[Runner]:
         """Inside: our own parameters, no gradients, modules in evaluation mode, our own seed."""
+        seed = check_seed(seed)
         with ExitStack() as stack:
             stack.enter_context(self._params.scope())
             stack.enter_context(self._params.evaluation())
