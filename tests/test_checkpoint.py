@@ -141,6 +141,8 @@ def identical(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
 def assert_same(one: pvi.Fit, two: pvi.Fit) -> None:
     assert identical(values(one), values(two))
     for key, column in one.history.tensors().items():
+        if key == "seconds":
+            continue
         assert np.array_equal(column, two.history[key], equal_nan=True), key
     assert (one.converged, one.reason) == (two.converged, two.reason)
     assert identical(one.posterior.sample(5, seed=1), two.posterior.sample(5, seed=1))

@@ -2,7 +2,8 @@
 
 from pvi.fit.callbacks import Step
 from pvi.fit.entry import fit
-from pvi.fit.result import Fit, History
+from pvi.fit.history import History
+from pvi.fit.result import Fit
 from pvi.fit.saved import load
 
 __all__ = ["Fit", "History", "Step", "fit", "load"]
