@@ -95,7 +95,8 @@ def raised(x: Any) -> Any:
     if isinstance(x, Mapping) and type(x) is dict:
         return {key: raised(value) for key, value in x.items()}
     if type(x) in (list, tuple):
-        return type(x)(raised(value) for value in x)
+        values = [raised(value) for value in x]
+        return tuple(values) if type(x) is tuple else values
     if isinstance(x, Distribution | TorchDistributionMixin | Transform):
         found = {key: raised(value) for key, value in vars(x).items()}
         changed = {key: value for key, value in found.items() if not _same(value, vars(x)[key])}
