@@ -217,12 +217,11 @@ def test_faults(last: int, tmp_path: Path) -> None:
 
 def test_patience(tmp_path: Path) -> None:
     """The best parameters and the validations without a better one are remembered."""
-    case: Case = (
-        lambda: (  # noqa: E731
-            {"model": mean_model, "data": X, "steps": 200, "batch_size": 5, "lr": 0.3}
-            | {"validation_data": X[:7], "validate_every": 3, "patience": 4}
-        )
-    )
+
+    def case() -> dict[str, Any]:
+        options = {"model": mean_model, "data": X, "steps": 200, "batch_size": 5, "lr": 0.3}
+        return options | {"validation_data": X[:7], "validate_every": 3, "patience": 4}
+
     whole = run(case)
     assert whole.reason.startswith("stopped early")
     best = len(whole.history) - 12

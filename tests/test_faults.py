@@ -158,7 +158,7 @@ class TestRecovery:
             with pyro.plate("data", len(y)):
                 pyro.sample("y", dist.Poisson(mu.exp()), obs=y)
 
-        fit = pvi.fit(model, data=y, steps=1500, seed=0, lr=lr, progress=False)
+        fit = pvi.fit(model, data=y, steps=700, seed=0, lr=lr, progress=False)
         assert any("lowered the learning rate" in note for note in fit.notes)
         assert fit.history["lr"][-100:].max() < 0.11 * lr
         assert finite(fit)

@@ -1,9 +1,9 @@
 """Optimise any model, guide and objective on any data."""
 
-from pvi.fit.callbacks import Step
+from pvi.fit.callbacks import Callback, Step
 from pvi.fit.entry import fit
 from pvi.fit.history import History
 from pvi.fit.result import Fit
 from pvi.fit.saved import load
 
-__all__ = ["Fit", "History", "Step", "fit", "load"]
+__all__ = ["Callback", "Fit", "History", "Step", "fit", "load"]

@@ -116,7 +116,8 @@ def _draw_validation(axes: "Axes", bound: np.ndarray):
         best = int(values.argmax())
         ring = {"markerfacecolor": "none", "markeredgecolor": "C3", "markersize": 9.0}
         twin.plot(steps[best], values[best], marker="o", linestyle="none", **ring)
-        twin.set_ylim(_range(values, values))
+        low, high = _range(values, values)
+        twin.set_ylim(low, max(high, values[best] + 0.05 * (values[best] - low)))
     twin.set_ylabel("validation bound (nats)", color="C3")
     twin.tick_params(axis="y", colors="C3")
     twin.ticklabel_format(axis="y", useOffset=False)
