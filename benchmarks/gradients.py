@@ -24,7 +24,7 @@ from torch import Tensor
 
 import pvi
 from benchmarks.common import parser, report
-from pvi.plots.figures import new_figure, tidy
+from pvi.figures import new_figure, tidy
 from tests.scenarios import isolated, param, randn
 
 ROWS, DATA, LATENT = 32, 10, 5

@@ -39,8 +39,8 @@ import pvi
 from benchmarks.common import parser, report, timed
 from benchmarks.posteriors import DRAWS, columns
 from pvi.errors import PviError
+from pvi.figures import new_figure
 from pvi.guides import Flow, FullRank, Laplace, LowRank, MeanField, Mixture, Structured
-from pvi.plots.figures import new_figure
 from tests.scenarios import isolated, randn
 
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "guides.png"

@@ -19,7 +19,7 @@ from pvi.diagnostics.evidence import Options
 from pvi.diagnostics.sandwich import bounds
 from pvi.diagnostics.weights import make_target
 from pvi.engine.simulate import Simulated, simulate
-from pvi.plots.figures import new_figure, tidy
+from pvi.figures import new_figure, tidy
 from tests.linear import regression, regression_guide, regression_log_z, vae, vae_guide, vae_log_z
 from tests.scenarios import isolated
 

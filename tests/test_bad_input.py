@@ -150,9 +150,9 @@ class TestOwnErrors:
                     "y", dist.Normal(w * x, torch.tensor(1.0 if left[0] > 0 else -2.0)), obs=y
                 )
 
-        with untouched(), pytest.raises(pvi.ModelError) as caught:
+        with untouched(), pytest.raises(pvi.FitError) as caught:
             pvi.fit(sinking, data=data(), steps=50, objective=pvi.ELBO(), seed=0)
-        pattern = r"a Normal has the parameter scale = -2 after \d+ steps of the fit, in the model"
+        pattern = r"step \d+: site 'y' has a log density that is NaN at row 0 of the data"
         assert re.match(pattern, str(caught.value))
 
     def test_further_problems_are_notes(self) -> None:

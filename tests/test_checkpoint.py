@@ -99,11 +99,38 @@ CASES: dict[str, Case] = {
     "many particles": lambda: (
         {"model": mean_model, "data": X, "steps": STEPS} | {"objective": pvi.IWAE(4)}
     ),
+    "own scheduler": lambda: (
+        {"model": mean_model, "data": X, "steps": STEPS, "optimizer": momentum, "clip_norm": 5.0}
+        | {"scheduler": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1e-3, STEPS)}
+    ),
+    "accumulated": lambda: (
+        {"model": mean_model, "data": X, "steps": STEPS, "batch_size": 5, "accumulate": 3}
+    ),
+    "validated": lambda: (
+        {"model": mean_model, "data": X, "steps": STEPS, "batch_size": 5, "optimizer": momentum}
+        | {"validation_data": X[:7] + 1, "validate_every": 3, "patience": 99}
+    ),
+    "rates": lambda: {"model": mean_model, "data": X, "steps": STEPS, "lr": {"*scale*": 0.01}},
     "AutoNormal": lambda: (
         {"model": mean_model, "data": X, "steps": STEPS}
         | {"guide": pyro.infer.autoguide.AutoNormal(mean_model)}
     ),
 }
+
+
+class Failing:
+    """Bad at some evaluations with a gradient, of which a fault makes some more."""
+
+    def __init__(self, *at: int) -> None:
+        self.at, self.calls = at, 0
+
+    def __call__(self, x: Tensor) -> None:
+        mean_model(x)
+        bad = torch.is_grad_enabled() and self.calls in self.at
+        pyro.factor("f", torch.tensor(torch.nan if bad else 0.0))
+
+    def see(self, step: Any) -> None:
+        self.calls = step.step
 
 
 def disturb() -> None:
@@ -141,6 +168,8 @@ def identical(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
 def assert_same(one: pvi.Fit, two: pvi.Fit) -> None:
     assert identical(values(one), values(two))
     for key, column in one.history.tensors().items():
+        if key == "seconds":
+            continue
         assert np.array_equal(column, two.history[key], equal_nan=True), key
     assert (one.converged, one.reason) == (two.converged, two.reason)
     assert identical(one.posterior.sample(5, seed=1), two.posterior.sample(5, seed=1))
@@ -162,6 +191,44 @@ def test_resumed(name: str, tmp_path: Path) -> None:
     again = run(CASES[name], checkpoint=folder, callbacks=[steps.append])
     assert_same(whole, again)
     assert steps == []
+
+
+@pytest.mark.parametrize("last", [3, 5, 12, 14, 20])
+def test_faults(last: int, tmp_path: Path) -> None:
+    """Steps left out, the state to go back to, and rates that were lowered."""
+
+    def attempt(stop: list[Any], **options: Any) -> pvi.Fit:
+        model = Failing(2, 4, 11, 12, 13)  # two apart, then three in a row
+        case = {"model": model, "data": X, "steps": STEPS, "objective": pvi.ELBO()}
+        # What the model remembers is in no checkpoint.
+        first = [int(p.name[5:]) for p in tmp_path.iterdir()]
+        model.calls = max(first, default=0)
+        return run(lambda: case, callbacks=[model.see, *stop], **options)
+
+    whole = attempt([])
+    assert [("left out" in n, "lowered" in n) for n in whole.notes] == [(True, False)] * 4 + [
+        (False, True)
+    ]
+    assert attempt(until(last), checkpoint=tmp_path).reason == "interrupted"
+    resumed = attempt([], checkpoint=tmp_path)
+    assert_same(whole, resumed)
+    assert whole.notes == resumed.notes
+
+
+def test_patience(tmp_path: Path) -> None:
+    """The best parameters and the validations without a better one are remembered."""
+
+    def case() -> dict[str, Any]:
+        options = {"model": mean_model, "data": X, "steps": 200, "batch_size": 5, "lr": 0.3}
+        return options | {"validation_data": X[:7], "validate_every": 3, "patience": 4}
+
+    whole = run(case)
+    assert whole.reason.startswith("stopped early")
+    best = len(whole.history) - 12
+    for last in (best + 1, best + 7):
+        assert run(case, checkpoint=tmp_path, callbacks=until(last)).reason == "interrupted"
+    assert_same(whole, run(case, checkpoint=tmp_path))
+    assert_same(whole, run(case, checkpoint=tmp_path))  # ended: no step more
 
 
 def test_plateaus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,6 +367,8 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "seed": ({"seed": 1}, "seed was 0, but here it is 1"),
     "steps": ({"steps": 40}, "steps was 30, but here it is 40"),
     "lr": ({"lr": 0.1}, "lr was None, but here it is 0.1"),
+    "accumulate": ({"accumulate": 2}, "accumulate was None, but here it is 2"),
+    "validation": ({"validation_data": X}, "validation_data 'y' was None"),
     "optimizer": ({"optimizer": momentum}, "optimizer was auto"),
     "model": ({"model": coin_model, "guide": coin_guide}, r"data 'y' was .* None"),
 }

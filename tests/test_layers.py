@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the bottom up. A part imports itself and the layers below; parts of one layer stay apart.
 LAYERS = (
     {"errors", "progress", "text"},
-    {"datasets"},
+    {"datasets", "figures"},
     {"engine"},
     {"optim"},
     {"guides", "nn"},

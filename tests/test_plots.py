@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from pvi.errors import PviError
 from pvi.fit import History
+from pvi.fit.plot import running_mean
 from pvi.plots import arviz_api, plot_bound, plot_forest, plot_images, plot_ppc, scale_groups
-from pvi.plots.bound import running_mean
 from pvi.report import Section, write_report
 
 RNG = np.random.default_rng(0)

@@ -63,6 +63,11 @@ class Evaluation:
 
     def record(self) -> dict[str, float]:
         """Bound, loss, log likelihood, KL of each latent (`kl/name`), penalty and parts, nats."""
+        names, numbers = self.stacked()
+        return dict(zip(names, numbers.tolist(), strict=True))  # one transfer from the device
+
+    def stacked(self) -> tuple[tuple[str, ...], Tensor]:
+        """The names and the numbers of `record`, still on their device."""
         with torch.no_grad():
             values = {"bound": self.bound, "loss": self.loss}
             values["log_likelihood"] = self.terms.log_likelihood().mean()
@@ -70,8 +75,7 @@ class Evaluation:
             if self.terms.penalties:
                 values["penalty"] = self.terms.penalty().mean()
             values |= self.parts
-            stacked = torch.stack([v.to(self.loss) for v in values.values()])
-        return dict(zip(values, stacked.tolist(), strict=True))  # one transfer from the device
+            return tuple(values), torch.stack([v.to(self.loss) for v in values.values()])
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pvi.engine.weighting import check_beta
 from pvi.errors import ObjectiveError
 
 RESERVED = {"bound", "loss", "log_likelihood", "penalty", "lr", "grad_norm"}
+RESERVED |= {"bound_se", "validation_bound", "seconds"}
 
 
 def check_options(objective: Any) -> None:

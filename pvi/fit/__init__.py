@@ -1,9 +1,10 @@
 """Optimise any model, guide and objective on any data."""
 
-from pvi.fit.callbacks import Step
+from pvi.fit.callbacks import Callback, Step
 from pvi.fit.check import Check, check
 from pvi.fit.entry import fit
-from pvi.fit.result import Fit, History
+from pvi.fit.history import History
+from pvi.fit.result import Fit
 from pvi.fit.saved import load
 
-__all__ = ["Check", "Fit", "History", "Step", "check", "fit", "load"]
+__all__ = ["Callback", "Check", "Fit", "History", "Step", "check", "fit", "load"]

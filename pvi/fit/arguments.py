@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from functools import wraps
-from numbers import Real
 from typing import Any, ParamSpec, TypeVar
 
 import pyro.infer
@@ -195,19 +194,8 @@ def check_batch_size(batch_size: Any) -> int | None:
     return whole_number("batch_size", batch_size, error=DataError)
 
 
-def check_rate(lr: Any) -> None:
-    """Refuse a learning rate that is not a finite number > 0.
-
-    Raises:
-        FitError: what came.
-    """
-    number = isinstance(lr, Real) and not isinstance(lr, bool)
-    if lr is not None and not (number and 0 < float(lr) < float("inf")):
-        raise FitError(f"lr must be a number > 0, got {lr!r}")
-
-
-def check_optimizer(optimizer: Any) -> None:
-    """Refuse what is no function from parameters to an optimiser.
+def check_factory(optimizer: Any) -> None:
+    """Refuse what is neither a function from parameters to an optimiser nor one.
 
     Raises:
         FitError: with the form that it must have.
@@ -218,23 +206,22 @@ def check_optimizer(optimizer: Any) -> None:
             f"{OPTIMIZER}a PyroOptim ({name}), which pvi.fit "
             "does not take: it trains with torch.optim directly"
         )
-    if isinstance(optimizer, torch.optim.Optimizer):
-        raise FitError(
-            f"{OPTIMIZER}an {type(optimizer).__name__} that is made already, when the parameters "
-            "of the fit were not there yet"
-        )
-    if not callable(optimizer):
+    if not (callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer)):
         raise FitError(f"{OPTIMIZER}{optimizer!r}")
 
 
-def made_optimizer(factory: Callable[[list[Tensor]], Any], leaves: list[Tensor]) -> Any:
+def made_optimizer(factory: Callable[[list], Any], given: list, leaves: list[Tensor]) -> Any:
     """The optimiser that a user's function makes.
+
+    Args:
+        given: the parameters, or groups of them.
+        leaves: the parameters.
 
     Raises:
         FitError: it is none, or trains other parameters.
     """
     try:
-        optimizer = factory(leaves)
+        optimizer = factory(given)
     except ValueError as error:  # torch's word on a rate or another option
         raise FitError(f"the optimizer can't be made: {error}") from error
     if not isinstance(optimizer, torch.optim.Optimizer):

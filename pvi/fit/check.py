@@ -204,7 +204,7 @@ def _unmoved(loss: Tensor, named: Mapping[str, Tensor]) -> Iterator[str]:
 def _explanation(trainer: Trainer, batch: Batch) -> Explanation:
     """What the objective does at each site, on the batch that was evaluated last."""
     try:
-        return trainer.now(0).explain(*trainer._programs, *batch.args, **batch.kwargs)
+        return trainer.now(0).explain(*trainer.programs, *batch.args, **batch.kwargs)
     finally:
         if trainer.batched:
             trainer.batched.select(None)

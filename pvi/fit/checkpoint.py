@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pvi.errors import CheckpointError, FitError
 from pvi.fit.drift import leaves_in
+from pvi.fit.history import History
 from pvi.fit.random import random_state, set_random_state
-from pvi.fit.result import History
 from pvi.fit.storage import STATE, Tree, read, write
 from pvi.fit.training import Training
 from pvi.fit.values import create_missing, put_values, values_of
@@ -156,7 +156,11 @@ def state_of(training: Training) -> Tree:
         "kind": "checkpoint",
         "fit": training.fingerprint,
         "step": training.step,
-        "failures": training.failures,
+        "recovery": training.recovery.state(),
+        "validation": None if training.validation is None else training.validation.state(),
+        "scheduler": None if training.scheduler is None else training.scheduler.state_dict(),
+        "damping": schedule.damping,
+        "unread": training.unread(),
         "in_epoch": training.in_epoch,
         "parameters": values_of(task.params),
         "groups": [[names[id(p)] for p in g["params"]] for g in training.optimizer.param_groups],
@@ -183,7 +187,7 @@ def restore(training: Training, state: Tree, where: Path) -> None:
     _restore_optimizer(training, state, where)
     put_values(task.params, state["parameters"], where)
     tensors = task.params.tensors()
-    training.step, training.failures = state["step"], state["failures"]
+    training.step, schedule.damping = state["step"], state["damping"]
     training.in_epoch, training.epoch_start = state["in_epoch"], state["epoch_start"]
     if schedule.plateau is not None:
         schedule.plateau.restore(state["plateau"])
@@ -193,6 +197,12 @@ def restore(training: Training, state: Tree, where: Path) -> None:
     ]
     device = next(iter(tensors.values())).device
     task.baseline().means = {name: x.to(device) for name, x in state["baselines"].items()}
+    training.recovery.restore(state["recovery"], device)
+    if training.validation is not None:
+        training.validation.restore(state["validation"])
+    if training.scheduler is not None:
+        training.scheduler.load_state_dict(state["scheduler"])
+    training.remember(state["unread"])
     task.history = History.of(state["history"])
     training.bar.skip(training.step)
     training.whole = True

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from pvi.engine.traces import preserved_rng
 from pvi.errors import PviError
-from pvi.fit.callbacks import Step
+from pvi.fit.callbacks import Step, ask
 from pvi.fit.double import doubled, in_double
 from pvi.fit.fixed_draws import WIDEST, FixedDraws, Moments
+from pvi.fit.options import Options
 from pvi.fit.progress import Progress
 from pvi.fit.restarts import Mode, find_modes, shares
 from pvi.guides import Laplace
@@ -45,6 +46,8 @@ def why_not(task: Any) -> str:
         task: the fit's trainer.
     """
     guide, objective = task.guide, task.objective
+    if task.options != Options() or task.validation is not None:
+        return "options that need steps are given"
     own = {id(p) for p in guide.parameters()} if isinstance(guide, NormalGuide) else set()
     if not own or isinstance(guide, Laplace):
         return "the guide is not one of pvi's normal families"
@@ -83,8 +86,8 @@ class Deterministic:
                 reason = self._attempt(double=True)
                 if reason is None:
                     reason = self._attempt(double=False)
-        except Stopped:
-            return "stopped by a callback"
+        except Stopped as stopped:
+            return str(stopped)
         if reason is None:
             with torch.no_grad():
                 for p, x in zip(self._task.guide.parameters(), own, strict=True):
@@ -147,10 +150,10 @@ class Deterministic:
         row = {"bound": bound, "loss": -bound, "lr": 1.0, "grad_norm": grad_norm}
         task.history.add(row | {"num_draws": num_draws})
         step = len(task.history)
-        self._bar.update(step, bound, None)
-        state = Step(step, bound, -bound, task.params)
-        if any([callback(state) is True for callback in task.callbacks]):
-            raise Stopped
+        self._bar.see(bound)
+        self._bar.update(step, None)
+        if reason := ask(task.callbacks, Step(step, task.params, task.history)):
+            raise Stopped(reason)
 
     def _measure(self) -> str:
         """Add the bound over fresh draws to the history; say if the fixed ones were too few."""

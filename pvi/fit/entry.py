@@ -8,13 +8,16 @@ import torch
 
 from pvi.engine import Objective
 from pvi.engine.checks import raise_first
-from pvi.engine.numbers import check_seed
+from pvi.engine.data import as_data
+from pvi.engine.numbers import check_seed, whole_number
 from pvi.engine.traces import Program, preserved_rng
 from pvi.errors import FitError
 from pvi.fit.arguments import check_options, known_arguments
 from pvi.fit.callbacks import Callback
 from pvi.fit.checkpoint import Checkpoints
 from pvi.fit.guard import guarded
+from pvi.fit.options import Options
+from pvi.fit.precision import Precision
 from pvi.fit.programs import prepare
 from pvi.fit.progress import Progress
 from pvi.fit.result import Fit
@@ -32,10 +35,17 @@ def fit(
     kwargs: Mapping[str, Any] | None = None,
     objective: Objective | None = None,
     optimizer: Any = "auto",
-    lr: float | None = None,
+    lr: float | Mapping[str, float] | None = None,
+    scheduler: Any = None,
     steps: int | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    precision: Precision | None = None,
+    validation_data: Any = None,
+    validate_every: int | None = None,
+    patience: int | None = None,
     plate: str | Sequence[str] | None = None,
     reparam: Any = None,
     restarts: int = 0,
@@ -64,12 +74,28 @@ def fit(
             where the model is small, without networks and can batch them, else of one.
         optimizer: "auto": for the normal guides of `pvi.guides` on all the data, L-BFGS over fixed
             draws, until their Monte Carlo error is below 0.03 posterior sds; for all else, or with
-            `steps`, `epochs` or `lr`, "adam": Adam whose rate falls as the bound stops rising. Or a
-            callable that takes a list of parameters and returns a `torch.optim.Optimizer`.
-        lr: first learning rate of "adam"; by default 0.05, for weights of networks 0.002.
+            options that need steps (`steps`, `epochs`, `lr`, ...), "adam": Adam whose rate falls as
+            the bound stops rising. Or a callable that takes a list of parameters and returns a
+            `torch.optim.Optimizer`, or such an optimiser over the programs' parameters.
+        lr: first learning rate of "adam"; by default 0.05, for weights of networks 0.002. A dict
+            gives rates by patterns of parameters' names, the first that fits:
+            `{"guide:*scale*": 0.01, "model:*": 0.001}`; a callable `optimizer` is then given the
+            groups (dicts with "params", "lr" and the pattern as "name") in place of the list.
+        scheduler: a callable from the optimiser to one of torch's schedulers, stepped after every
+            step (`ReduceLROnPlateau`: after every validation); it sets the rate of "adam" too.
         steps, epochs: how long (the rate then falls along a cosine); by default until the bound
             is level at the lowest rate, at most 20,000 steps.
         batch_size: rows in a minibatch; by default all rows in every step.
+        accumulate: batches to a step, whose gradients are averaged: for the ELBO the gradient of a
+            batch of `accumulate * batch_size` rows, in the memory of a small one.
+        clip_norm: scale gradients down to at most this norm.
+        precision: "bf16" runs the programs under `torch.autocast` in bfloat16; parameters, draws,
+            log densities, KLs and sums stay float32.
+        validation_data: rows in the form of `data` that are not trained on. Their bound is recorded
+            as `history["validation_bound"]`.
+        validate_every: steps between two validations; by default once an epoch (and 50 steps).
+        patience: end the fit after so many validations in a row without a better validation bound.
+            With it, the parameters of the best one are restored at the end, however that came.
         plate: name(s) of the plates of the data, where they can't be found by themselves.
         reparam: other coordinates for the model's latents: "noncentered" for all whose location or
             scale depends on another latent, "learned" for a fitted degree of it, or what
@@ -80,7 +106,8 @@ def fit(
         device: where to put data and modules, such as "cuda".
         seed: makes the fit repeatable and leaves the caller's random state alone.
         progress: a progress bar; by default on terminals, from the second second.
-        callbacks: called with a `Step` after each step; one that returns `True` ends the fit.
+        callbacks: called with a `pvi.fit.Step` after each step; one that returns `True`, or the
+            reason as a string, ends the fit. A method `on_end` of it is called with the `Fit`.
         checkpoint: a folder for checkpoints. If it holds some of this very fit, it goes on from the
             last good one, bit by bit (on a CPU) as if it had never stopped.
         every: steps between two checkpoints; by default there is one every half a minute.
@@ -90,8 +117,9 @@ def fit(
 
     Raises:
         DataError, ModelError, GuideError: before the first step, naming the site or argument.
-        FitError: the loss stays infinite or NaN; parameters keep their last finite values, and
-            `error.fit` holds the fit so far.
+        FitError: the loss stays infinite or NaN, also after the rate was lowered twice; it names
+            the site or parameter and the row of the data where that began. Parameters keep their
+            last finite values, and `error.fit` holds the fit so far.
         CheckpointError: the checkpoints are of another fit, or none can be read.
 
     >>> import pyro, torch, pyro.distributions as dist
@@ -108,8 +136,8 @@ def fit(
     checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every)
     if every is not None and checkpoint is None:
         raise FitError("every= is the time between checkpoints: give checkpoint=, their folder")
-    if not isinstance(restarts, int) or restarts < 0:
-        raise FitError(f"restarts must be a whole number >= 0, got {restarts!r}")
+    restarts = whole_number("restarts", restarts, least=0)
+    options = Options(accumulate, clip_norm, precision, validate_every, patience)
     with ExitStack() as stack:
         if seed is not None:
             stack.enter_context(preserved_rng())
@@ -117,10 +145,23 @@ def fit(
         stack.enter_context(torch.device(device) if device is not None else nullcontext())
         state = stack.enter_context(guarded(model, guide, callbacks))
         model, guide, state.data = prepare(model, guide, data, args, kwargs, reparam, device)
+        held = None
+        if validation_data is not None:
+            held = as_data(validation_data, args, kwargs, model, device)
         state.trainer = trainer = Trainer(
-            model, guide, state.data, objective, batch_size, plate, list(callbacks), seed, restarts
+            model,
+            guide,
+            state.data,
+            objective,
+            batch_size,
+            plate,
+            list(callbacks),
+            seed,
+            options,
+            held,
+            restarts,
         )
-        anneal = trainer.anneal()
-        schedule = Schedule(trainer.steps_per_epoch, steps, epochs, lr, optimizer, anneal)
+        anneal, per_epoch = trainer.anneal(), trainer.steps_per_epoch
+        schedule = Schedule(per_epoch, steps, epochs, lr, optimizer, anneal, scheduler)
         with Progress(progress, schedule.steps) as bar:
             return trainer.train(schedule, bar, checkpoints, device)

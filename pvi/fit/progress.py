@@ -1,5 +1,6 @@
 """The progress bar of a fit."""
 
+import math
 import time
 from typing import Any
 
@@ -37,13 +38,28 @@ class Progress:
         """Count steps that were done before."""
         self._bar.initial = self._bar.n = steps
 
-    def update(self, step: int, bound: float, plateau: Plateau | None) -> None:
-        self._mean = bound if self._mean is None else 0.98 * self._mean + 0.02 * bound
+    def see(self, bound: float) -> None:
+        """Take the bound of a step into the running mean.
+
+        Args:
+            bound: nats; left out where it is not finite.
+        """
+        if math.isfinite(bound):
+            self._mean = bound if self._mean is None else 0.98 * self._mean + 0.02 * bound
+
+    def update(self, step: int, plateau: Plateau | None) -> None:
+        """Count a step.
+
+        Args:
+            step: how many are done.
+            plateau: tells how many are left, where their number is open.
+        """
         self._pending += 1
         if self._bar.disable or time.monotonic() - self._shown < INTERVAL:
             return
         if plateau is not None:
             self._bar.total = step + plateau.length * plateau.stages_left
-        self._bar.set_postfix(bound=f"{self._mean:,.5g} nats", refresh=False)
+        if self._mean is not None:
+            self._bar.set_postfix(bound=f"{self._mean:,.5g} nats", refresh=False)
         self._bar.update(self._pending)
         self._pending, self._shown = 0, time.monotonic()

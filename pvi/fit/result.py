@@ -1,13 +1,10 @@
 """What a fit returns."""
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pvi.diagnostics import (
     Diagnosis,
@@ -19,67 +16,15 @@ from pvi.diagnostics import (
 )
 from pvi.engine import Objective
 from pvi.engine.traces import Program
+from pvi.fit.history import History, smoothed
 from pvi.fit.restarts import Mode
 from pvi.posterior import Posterior
+from pvi.posterior.arviz import Course
 
-ALWAYS = ("bound", "loss", "lr", "grad_norm")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-
-class History:
-    """One entry a step, as arrays by name.
-
-    `bound` is that of the objective at weight 1 for every KL and without penalties, whatever was
-    minimised as `loss`; `log_likelihood` and `kl/SITE` are its parts, `penalty` the sum of all
-    `pvi.penalty`; all in nats. Besides, `lr` and `grad_norm`.
-    """
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[float]] = {name: [] for name in ALWAYS}
-        self._length = 0
-
-    @classmethod
-    def of(cls, columns: Mapping[str, Tensor]) -> "History":
-        """The inverse of `tensors`."""
-        history = cls()
-        history._values = {name: column.tolist() for name, column in columns.items()}
-        history._length = len(history._values["loss"])
-        return history
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The columns in double precision, for saving."""
-        return {k: torch.tensor(v, dtype=torch.float64) for k, v in self._values.items()}
-
-    def add(self, values: Mapping[str, float]) -> None:
-        """Append one step; a name that is new or missing is NaN where it was not recorded."""
-        for name in dict.fromkeys([*self._values, *values]):
-            column = self._values.setdefault(name, [math.nan] * self._length)
-            column.append(values.get(name, math.nan))
-        self._length += 1
-
-    def clear(self) -> None:
-        """Forget all steps."""
-        self.__init__()  # type: ignore[misc]
-
-    @property
-    def losses(self) -> list[float]:
-        return self._values["loss"]
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._values:
-            raise KeyError(f"'{name}' was not recorded; there are {', '.join(self.keys())}")
-        return np.asarray(self._values[name])
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._values
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def keys(self) -> tuple[str, ...]:
-        return tuple(self._values)
+LAST = 200  # steps in the bound that is shown
 
 
 @dataclass(frozen=True)
@@ -87,10 +32,17 @@ class Fit:
     """A fitted guide, with the posterior it stands for.
 
     Args:
+        model, guide: the programs.
+        objective: what was maximised; `None` after `pvi.load` if it held functions or schedules.
+        posterior: draws, predictions, log weights.
+        history: what was recorded at each step.
         converged: whether the bound was level when the optimisation ended.
         reason: why it did not; empty otherwise.
         modes: what `restarts` has found, the best first; the guide is at the first.
-        objective: what was maximised; `None` after `pvi.load` if it held functions or schedules.
+        seed: as given to `pvi.fit`.
+        notes: what was done to the fit on its way: steps that were left out because they were not
+            finite and where that began, learning rates that were lowered, parameters of an earlier
+            step that were restored.
     """
 
     model: Program
@@ -101,10 +53,16 @@ class Fit:
     converged: bool
     reason: str
     seed: int | None = None
+    notes: tuple[str, ...] = ()
     modes: tuple[Mode, ...] = ()
 
     def diagnose(self, num_draws: int = 20_000, **options: Any) -> Diagnosis:
-        """May this posterior be trusted? See `pvi.diagnose`."""
+        """May this posterior be trusted? See `pvi.diagnose`.
+
+        Args:
+            num_draws: from the guide.
+            options: as of `pvi.diagnose`.
+        """
         return diagnose(self, num_draws, **options)
 
     def evidence(self, data: Any = None, **options: Any) -> Evidence:
@@ -118,7 +76,11 @@ class Fit:
         return posterior_evidence(posterior, **options)
 
     def sandwich(self, **options: Any) -> Sandwich:
-        """Bounds on the log evidence from both sides, on simulated data. See `pvi.sandwich`."""
+        """Bounds on the log evidence from both sides, on simulated data. See `pvi.sandwich`.
+
+        Args:
+            options: as of `pvi.sandwich`.
+        """
         return posterior_sandwich(self.posterior, **options)
 
     def linear_response(self, **options: Any) -> Posterior:
@@ -132,8 +94,63 @@ class Fit:
         return linear_response(self.posterior, **options)
 
     def to_arviz(self, num_draws: int = 1000, **options: Any) -> Any:
-        """The posterior as arviz opens it. See `pvi.Posterior.to_arviz`."""
-        return self.posterior.to_arviz(num_draws, **options)
+        """The posterior as arviz opens it, and the fit's course. See `pvi.Posterior.to_arviz`.
+
+        The group `fit_history` holds the columns of `history` with dim `step` (KLs as `kl` with dim
+        `site`); the attributes of `posterior` say `converged` (0 or 1), `reason`, `steps`, `bound`
+        and `bound_se` (nats).
+
+        Args:
+            num_draws: from the guide.
+            options: as of `pvi.Posterior.to_arviz`.
+        """
+        return self.posterior.to_arviz(num_draws, course=self.course(), **options)
+
+    def to_datatree(self, num_draws: int = 1000, **options: Any) -> Any:
+        """The same as an `xarray.DataTree`, whatever arviz is installed.
+
+        Args:
+            num_draws, options: as in `to_arviz`.
+        """
+        return self.posterior.to_datatree(num_draws, course=self.course(), **options)
+
+    def course(self) -> Course:
+        """How the fit went, as numbers and words for `xarray`."""
+        history = self.history
+        columns = {name: history[name] for name in history if not name.startswith("kl/")}
+        bound, se = self._level()
+        attrs = {
+            "converged": int(self.converged),  # netCDF has no truth values
+            "reason": self.reason,
+            "steps": len(history),
+            "bound": bound,
+            "bound_se": se,
+            "notes": "; ".join(self.notes),
+        }
+        return Course(columns, history.kl(), attrs)
+
+    def plot(self) -> "Figure":
+        """The course of the fit: bound with its running mean, KL per site, rate, gradient norm.
+
+        Returns:
+            A matplotlib figure, which nothing has shown yet: `fit.plot().savefig("fit.png")`. Needs
+            the extra `pvi[plots]`.
+        """
+        from pvi.fit.plot import plot_fit
+
+        return plot_fit(self.history)
+
+    def _level(self) -> tuple[float, float]:
+        """Mean bound of the last steps and its standard error, nats."""
+        if not len(self.history):
+            return math.nan, math.nan
+        bounds = self.history["bound"]
+        if "num_draws" in self.history:  # the last are of fresh draws
+            bounds = bounds[np.isnan(self.history["num_draws"])]
+        if not len(bounds):
+            return math.nan, math.nan
+        mean, se = smoothed(bounds, 2 * LAST)
+        return float(mean[-1]), float(se[-1])
 
     def save(self, folder: Any) -> None:
         """Write parameters, history and verdict to a folder: safetensors and JSON, no code.
@@ -151,6 +168,10 @@ class Fit:
 
     def __repr__(self) -> str:
         state = "converged" if self.converged else f"not converged: {self.reason}"
-        last = self.history["bound"][-max(20, min(200, len(self.history) // 10)) :]
-        bound = f"{last.mean():.2f} nats" if len(last) else "none"
-        return f"Fit({len(self.history)} steps, {state}, bound about {bound})"
+        if self.reason.startswith("stopped early"):
+            state = self.reason
+        mean, se = self._level()
+        spread = f" ± {se:.2g}" if math.isfinite(se) else ""
+        bound = f"{mean:.2f}{spread} nats" if len(self.history) else "none"
+        notes = f", {len(self.notes)} notes" if self.notes else ""
+        return f"Fit({len(self.history)} steps, {state}, bound about {bound}{notes})"

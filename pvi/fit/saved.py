@@ -15,8 +15,9 @@ from pvi.engine.data import Data
 from pvi.engine.params import Params
 from pvi.engine.traces import Program, preserved_rng
 from pvi.errors import CheckpointError, GuideError
+from pvi.fit.history import History
 from pvi.fit.programs import prepare
-from pvi.fit.result import Fit, History
+from pvi.fit.result import Fit
 from pvi.fit.storage import STATE, Tree, read, write
 from pvi.fit.values import create_missing, put_values, values_of
 from pvi.guides import Guide
@@ -45,6 +46,7 @@ def save(fit: Fit, folder: Any) -> None:
         "objective": _plain(fit.objective),
         "converged": fit.converged,
         "reason": fit.reason,
+        "notes": list(fit.notes),
         "seed": fit.seed,
         "caveats": list(posterior.reservations),
     }
@@ -94,6 +96,7 @@ def load(
     shared = {"params": params, "device": device, "checked": True}
     posterior = Posterior(model, guide, rows, caveats=tuple(saved["caveats"]), **shared)
     known = {key: saved[key] for key in ("converged", "reason", "seed")}
+    known["notes"] = tuple(saved.get("notes", ()))
     objective = objective or _objective(saved["objective"], path)
     return Fit(model, guide, objective, posterior, History.of(saved["history"]), **known)
 

@@ -1,5 +1,6 @@
 """How long a fit trains, with which optimiser, and at which rate."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -9,7 +10,16 @@ from torch import Tensor
 from pvi.engine.numbers import whole_number
 from pvi.engine.params import Params
 from pvi.errors import FitError, GuideError
-from pvi.fit.arguments import check_optimizer, check_rate, made_optimizer
+from pvi.fit.arguments import check_factory, made_optimizer
+from pvi.fit.rates import (
+    Rates,
+    check_optimizer,
+    check_patterns,
+    check_rates,
+    make_scheduler,
+    matched,
+    scale_rates,
+)
 from pvi.optim.schedule import Plateau, cosine, still_rising
 
 LR_VARIATIONAL, LR_NETWORK = 0.05, 2e-3
@@ -19,7 +29,7 @@ NOTHING_TO_FIT = (
     "the guide and the model have no parameters, so there is nothing to fit. Give the guide some "
     "(pyro.param, or a module), or leave it out: then it is pvi.guides.MeanField."
 )
-Factory = Callable[[list[Tensor]], torch.optim.Optimizer]
+Factory = Callable[[list[Any]], torch.optim.Optimizer]
 
 
 class Schedule:
@@ -28,6 +38,11 @@ class Schedule:
     With `steps` or `epochs` the rate of "auto" falls along a cosine; without, it falls whenever the
     bound stops rising, and training ends at the last plateau. While KL weights still change, in
     the first `anneal` steps, the bound's course says nothing.
+
+    Args:
+        per_epoch: steps in an epoch.
+        steps, epochs, lr, optimizer, scheduler: as in `pvi.fit`.
+        anneal: steps until the last KL schedule ends.
 
     Raises:
         FitError: options that contradict each other.
@@ -38,60 +53,147 @@ class Schedule:
         per_epoch: int,
         steps: int | None,
         epochs: int | None,
-        lr: float | None,
-        optimizer: str | Factory,
+        lr: Rates,
+        optimizer: Any,
         anneal: int = 0,
+        scheduler: Any = None,
     ):
         steps = None if steps is None else whole_number("steps", steps)
         epochs = None if epochs is None else whole_number("epochs", epochs)
         if steps is not None and epochs is not None:
             raise FitError("give steps= or epochs=, not both")
-        check_rate(lr)
+        check_rates(lr)
+        self._ready = optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
         named = isinstance(optimizer, str) and optimizer in ("auto", "adam")
         self._factory = None if named else _factory(optimizer, lr)
-        self.free = optimizer == "auto" and lr is None and steps is None and epochs is None
-        self._lr = lr
+        automatic = optimizer == "auto" if named else False
+        self.free = automatic and lr is None and steps is None and epochs is None and not scheduler
+        self._lr, self._scheduler = lr, scheduler
+        self.damping = 1.0  # factor on the rates of "adam" after faults
         self.steps = epochs * per_epoch if epochs is not None else steps
         self.limit = self.steps or max(MAX_STEPS, MAX_EPOCHS * per_epoch, 2 * anneal)
         self.anneal = anneal
         self.plateau = None if self.steps else Plateau(max(200, per_epoch))
 
+    @property
+    def _automatic(self) -> bool:
+        """Whether the rate is ours to set."""
+        return self._factory is None and self._scheduler is None
+
     def optimizer(self, params: Params) -> torch.optim.Optimizer:
-        """The optimiser over everything trainable."""
+        """The optimiser over everything trainable.
+
+        Args:
+            params: of model and guide.
+        """
         named = params.named()
         if not named:
             raise GuideError(NOTHING_TO_FIT)
-        if self._factory is not None:
-            return made_optimizer(self._factory, list(named.values()))
-        return torch.optim.Adam(self.groups(params, named), betas=(0.9, 0.99))
+        check_patterns(params, named, self._lr)
+        if self._ready is not None:
+            return check_optimizer(self._ready, params, ready=True)
+        if self._factory is None:
+            return torch.optim.Adam(self.groups(params, named), betas=(0.9, 0.99))
+        leaves, rated = list(named.values()), isinstance(self._lr, Mapping)
+        made = made_optimizer(
+            self._factory, self.groups(params, named) if rated else leaves, leaves
+        )
+        return check_optimizer(made, params, ready=False)
+
+    def scheduler(self, optimizer: torch.optim.Optimizer, validated: bool) -> Any:
+        """The user's scheduler of torch, or `None`.
+
+        Args:
+            optimizer: whose rates it sets.
+            validated: whether there are validation data.
+        """
+        return make_scheduler(self._scheduler, optimizer, validated)
 
     def groups(self, params: Params, named: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-        """Parameter groups by first learning rate; a user's optimiser has its own rate."""
-        if self._factory is not None:
+        """Parameter groups by pattern and first rate; a user's optimiser may have its own rate.
+
+        Args:
+            params: of model and guide.
+            named: the parameters to group.
+        """
+        rated = isinstance(self._lr, Mapping)
+        if self._factory is not None and not rated:
             return [{"params": list(named.values())}] if named else []
-        rates: dict[float, list[Tensor]] = {}
+        found: dict[tuple[str | None, float | None], list[Tensor]] = {}
+        patterns = matched(params, named, self._lr)
         for name, leaf in named.items():
-            default = LR_NETWORK if params.is_network(name) else LR_VARIATIONAL
-            rates.setdefault(self._lr or default, []).append(leaf)
-        return [{"params": p, "lr": rate, "initial_lr": rate} for rate, p in rates.items()]
+            rate = self._rate(params, name, patterns[name])
+            found.setdefault((patterns[name], rate), []).append(leaf)
+        groups = []
+        for (pattern, rate), leaves in found.items():
+            first: dict[str, Any] = {} if rate is None else {"lr": rate}
+            if self._factory is None:
+                first["initial_lr"] = rate
+            groups.append({"params": leaves, **first, **({"name": pattern} if pattern else {})})
+        return groups
+
+    def _rate(self, params: Params, name: str, pattern: str | None) -> float | None:
+        """The first rate of a parameter; `None` for that of the user's optimiser."""
+        if isinstance(self._lr, Mapping):
+            if pattern is not None:
+                return self._lr[pattern]
+        elif self._lr is not None:
+            return self._lr
+        if self._factory is not None:
+            return None
+        return LR_NETWORK if params.is_network(name) else LR_VARIATIONAL
 
     def described(self) -> dict[str, Any]:
         """What decides the course of the rate; of an optimiser of the user's own its options do."""
+        lr = list(map(list, self._lr.items())) if isinstance(self._lr, Mapping) else self._lr
+        scheduler = None if self._scheduler is None else "given"
         if self._factory is not None:
-            return {"optimizer": "given", "plateau": self.plateau is not None}
-        return {"optimizer": "auto", "lr": self._lr, "steps": self.steps}
+            plateau = self.plateau is not None
+            return {"optimizer": "given", "plateau": plateau, "lr": lr, "scheduler": scheduler}
+        return {"optimizer": "auto", "lr": lr, "steps": self.steps, "scheduler": scheduler}
 
-    def after(self, step: int, gain: float, optimizer: torch.optim.Optimizer) -> None:
-        """Adapt the rate of "auto" after a step with minus this loss."""
-        if self.plateau is None:
-            factor = cosine(step, self.limit)
-        else:
-            factor = self.plateau.update(gain) if step > self.anneal else self.plateau.factor
-        if self._factory is None:
+    def see(self, step: int, loss: float) -> None:
+        """Take the loss of a step, to tell when the bound has stopped rising.
+
+        Args:
+            step: its number, from 1.
+            loss: nats; where it is not finite, it says nothing.
+        """
+        if self.plateau is not None and step > self.anneal and math.isfinite(loss):
+            self.plateau.update(-loss)
+
+    def adapt(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Set the rate of "auto" for the next step.
+
+        Args:
+            step: how many are done.
+            optimizer: whose rates are set.
+        """
+        if self._automatic:
+            factor = cosine(step, self.limit) if self.plateau is None else self.plateau.factor
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
+                group["lr"] = group["initial_lr"] * factor * self.damping
+
+    def lower(self, factor: float, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+        """Make all further steps shorter.
+
+        Args:
+            factor: on every learning rate.
+            optimizer, scheduler: whose rates are set.
+        """
+        if self._automatic:
+            self.damping *= factor
+            for group in optimizer.param_groups:
+                group["lr"] *= factor
+        else:
+            scale_rates(optimizer, scheduler, factor)
 
     def finished(self, step: int) -> bool:
+        """Whether so many steps are enough.
+
+        Args:
+            step: how many are done.
+        """
         return step >= self.limit or (self.plateau is not None and self.plateau.converged)
 
     def shortfall(self, losses: Sequence[float]) -> str:
@@ -104,11 +206,14 @@ class Schedule:
         if self.plateau is not None:
             level = self.plateau.converged
             return "" if level else f"the bound was not level yet after {steps} steps"
-        return still_rising([-loss for loss in losses])
+        return still_rising([-loss for loss in losses if math.isfinite(loss)])
 
 
-def _factory(optimizer: Any, lr: float | None) -> Factory:
-    check_optimizer(optimizer)
-    if lr is not None:
-        raise FitError("lr belongs to optimizer='auto'; give your own optimizer its rate directly")
+def _factory(optimizer: Any, lr: Rates) -> Factory:
+    check_factory(optimizer)
+    if lr is not None and not (callable(optimizer) and isinstance(lr, Mapping)):
+        raise FitError(
+            "a rate lr= belongs to optimizer='auto'; give your own optimizer its rate directly, or "
+            "a callable the rates by name: lr={'guide:*': 0.05, 'model:*': 0.001}"
+        )
     return cast(Factory, optimizer)

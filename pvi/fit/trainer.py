@@ -22,16 +22,20 @@ from pvi.engine.plan import make_plan
 from pvi.engine.traces import Program, plates_of, preserved_rng
 from pvi.errors import CheckpointError, DataError, FitError, GuideError, ModelError, PviError
 from pvi.fit.arguments import check_batch_size
-from pvi.fit.callbacks import Callback
+from pvi.fit.callbacks import Callback, tell_end
 from pvi.fit.checkpoint import Checkpoints
 from pvi.fit.deterministic import Deterministic, why_not
 from pvi.fit.drift import Path, leaves_in, rise_ahead
+from pvi.fit.history import History
 from pvi.fit.minibatch import Minibatches, check_additive, check_plate_names, data_plates
+from pvi.fit.options import Options
+from pvi.fit.precision import lowered
 from pvi.fit.progress import Progress
 from pvi.fit.restarts import Mode
-from pvi.fit.result import Fit, History
+from pvi.fit.result import Fit
 from pvi.fit.schedule import Schedule
 from pvi.fit.training import Training
+from pvi.fit.validation import make_validation
 from pvi.guides import Guide, Laplace
 from pvi.posterior import Posterior
 
@@ -55,10 +59,13 @@ class Trainer:
         plate: str | Sequence[str] | None,
         callbacks: list[Callback],
         seed: int | None,
+        options: Options | None = None,
+        validation: Data | None = None,
         restarts: int = 0,
     ):
         self.seed, self.restarts, self.started, self._sites = seed, restarts, False, ()
         self.modes: tuple[Mode, ...] = ()
+        self.options = options or Options()
         self.model, self.guide, self.data, self.callbacks = model, guide, data, callbacks
         self.params = Params(model, guide)
         check_values(data.named())
@@ -73,6 +80,8 @@ class Trainer:
         self.batched = self._minibatches(plate, self.batch_size) if self.batch_size else None
         self.objective = replace(objective or ELBO(self._particles(), kl="exact"))  # own baselines
         self.history = History()
+        self.notes: list[str] = []
+        self.validation = make_validation(self, validation, self.options)
 
     def anneal(self) -> int:
         """Steps until the last KL schedule of the objective has come to its end."""
@@ -86,6 +95,10 @@ class Trainer:
 
     @cached_property
     def steps_per_epoch(self) -> int:
+        return math.ceil(self._batches_per_epoch / self.options.accumulate)
+
+    @property
+    def _batches_per_epoch(self) -> int:
         if self.data.loader is not None:
             return len(self.data.loader)
         if self.batch_size is not None:
@@ -136,6 +149,7 @@ class Trainer:
         self.params.freeze()
         self._warn_early(len(self.history))
         result = self._result(reason, device)
+        tell_end(self.callbacks, result)
         if error is not None:
             error.fit = result  # type: ignore[attr-defined]
             raise error
@@ -181,18 +195,23 @@ class Trainer:
     def _loop(self, schedule: Schedule, bar: Progress, checkpoints: Checkpoints | None) -> str:
         """Train; return why the bound has not converged, or ""."""
         training = Training(self, schedule, bar)
-        if checkpoints is None:
-            stopped = training.run()
-        else:
-            with checkpoints.whole_steps():
-                try:
-                    stopped = training.run(checkpoints)
-                finally:
-                    checkpoints.write(training)
+        try:
+            if checkpoints is None:
+                stopped = training.run()
+            else:
+                with checkpoints.whole_steps():
+                    try:
+                        stopped = training.run(checkpoints)
+                    finally:
+                        checkpoints.write(training)
+        finally:
+            self.notes = training.finish()
         if stopped:
-            return "stopped by a callback"
+            return stopped
         level = schedule.shortfall(self.history.losses)
-        return level or self._drift(training.path, training.step, leaves_in(training.optimizer))
+        if level or (self.validation is not None and self.validation.keeps_best):
+            return level  # the best parameters are no end of a way
+        return self._drift(training.path, training.step, leaves_in(training.optimizer))
 
     def _warn_early(self, steps: int) -> None:
         if steps < self.anneal():
@@ -223,7 +242,7 @@ class Trainer:
         if self.batched:
             self.batched.select(batch.indices, batch.size)
         try:
-            value = self.now(step).evaluate(*self._programs, batch.args, batch.kwargs)
+            value = self.now(step).evaluate(*self.programs, batch.args, batch.kwargs)
         except (GuideError, ModelError) as error:
             raise (later(error, step) if len(self.history) else error) from error.__cause__
         self._check_sites(value, step)
@@ -244,15 +263,17 @@ class Trainer:
             self.evaluate(next(self.data.batches(self.batch_size)), 0)
         self.params.sync()
 
-    @property
-    def _programs(self) -> tuple[Program, Program]:
-        """Model and guide as the objective runs them, in minibatches or not."""
-        programs = self.batched or self
-        return programs.model, programs.guide
+    @cached_property
+    def programs(self) -> tuple[Program, Program]:
+        """Model and guide as the objective runs them: on minibatches, in the precision asked."""
+        both = self.batched or self
+        if self.options.precision is None:
+            return both.model, both.guide
+        return lowered(both.model, both.guide, self.guide, self.params)
 
     def baseline(self) -> Baseline:
         """The moving averages of the objective's score gradients."""
-        return self.objective.baseline(*self._programs)
+        return self.objective.baseline(*self.programs)
 
     def fingerprint(self, schedule: Schedule) -> dict[str, Any]:
         """What makes this fit this fit, as plain data: programs in outline, data, options."""
@@ -260,7 +281,10 @@ class Trainer:
         programs = {"shape of sites": self._shapes, "guide": type(self.guide).__name__}
         objective = re.sub(r" at 0x[0-9a-f]+", "", repr(self.objective))
         options = {"batch_size": self.batch_size, "objective": objective, "seed": self.seed}
-        return {"rows": self.data.size, **data, **programs, **options, **schedule.described()}
+        options |= {**schedule.described(), **self.options.described()}
+        if self.validation is not None:
+            options |= self.validation.described()
+        return {"rows": self.data.size, **data, **programs, **options}
 
     def _result(self, reason: str, device: Any) -> Fit:
         posterior = Posterior(
@@ -281,6 +305,7 @@ class Trainer:
             converged=not reason,
             reason=reason,
             seed=self.seed,
+            notes=tuple(self.notes),
             modes=self.modes,
         )
 

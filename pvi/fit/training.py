@@ -1,25 +1,33 @@
 """The steps of one fit, and all that changes in their course."""
 
 import math
+import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pvi.engine.data import Batch
 from pvi.engine.gradients import leaves_of
 from pvi.engine.objective import Evaluation
+from pvi.engine.traces import rng_state
 from pvi.errors import FitError, GuideError, ModelError
-from pvi.fit.callbacks import Step
+from pvi.fit.callbacks import Step, ask
 from pvi.fit.drift import Path, leaves_in
+from pvi.fit.faults import SHOWN, TRIES, Recovery, all_finite, put_back
+from pvi.fit.history import History, Row, read
+from pvi.fit.locate import Input, Place, Search, is_numeric, of_record
 from pvi.fit.progress import Progress
 from pvi.fit.random import random_state, set_random_state
-from pvi.fit.result import History
 from pvi.fit.schedule import Schedule
 
-PATIENCE = 20  # steps in a row without a finite gradient
+INTERVAL = 16  # steps on an accelerator between two looks at its numbers
 
 
 class Training:
@@ -27,16 +35,22 @@ class Training:
 
     Args:
         task: the fit's trainer, with the programs, the data, `params`, `history` and `evaluate`.
+        schedule: steps, optimiser and rate.
+        bar: shows how far it is.
     """
 
     def __init__(self, task: Any, schedule: Schedule, bar: Progress):
         self.task, self.schedule, self.bar = task, schedule, bar
+        self.options, self.validation = task.options, task.validation
         self.optimizer = schedule.optimizer(task.params)
-        self.path = Path()
-        self.step = self.failures = 0
+        self.scheduler = schedule.scheduler(self.optimizer, self.validation is not None)
+        self.path, self.recovery = Path(), Recovery()
+        self.step = 0
         self.in_epoch = 0  # batches of this epoch that are done
         self.epoch_start: dict[str, Any] = {}  # the random state then, which decides the order
         self.whole = False  # whether no step is half done
+        self._unread: list[tuple[int, Row]] = []  # steps whose numbers were not looked at yet
+        self._interval = looks(leaves_in(self.optimizer)[0])
 
     @property
     def history(self) -> History:
@@ -47,8 +61,8 @@ class Training:
         """What makes this fit this fit; read once, for it takes a look at all the data."""
         return self.task.fingerprint(self.schedule)
 
-    def run(self, checkpoints: Any = None) -> bool:
-        """Train until the schedule ends, or a callback ends it; return whether one did.
+    def run(self, checkpoints: Any = None) -> str:
+        """Train until the schedule, patience or a callback ends it; why it ended early, or "".
 
         Args:
             checkpoints: `Checkpoints` to go on from and to write, or `None`.
@@ -56,17 +70,33 @@ class Training:
         if checkpoints is not None:
             checkpoints.resume(self)
         batches = self._batches()
-        while not self.schedule.finished(self.step):
+        while not (self._exhausted or self.schedule.finished(self.step)):
             self.whole = False
-            bound, loss = self._take(next(batches))
+            self._take(batches)
+            self._validate()
             self.whole = True
-            state = Step(self.step, bound, loss, self.task.params)
-            stopped = any([callback(state) is True for callback in self.task.callbacks])
+            stopped = ask(self.task.callbacks, Step(self.step, self.task.params, self.history))
             if checkpoints is not None:
                 checkpoints.after_step(self)
             if stopped:
-                return True
-        return False
+                return stopped
+        return self.validation.reason() if self._exhausted else ""
+
+    def finish(self) -> list[str]:
+        """Leave finite parameters, the best ones if they were kept; what was done to the fit."""
+        notes, recovery = self.recovery.notes, self.recovery
+        values = [p.detach() for p in leaves_in(self.optimizer)]
+        if not all_finite(values) and recovery.snapshot is not None:
+            put_back(self, recovery.snapshot)
+            notes = [*notes, f"the last updates were not finite: back to {recovery.snapshot.step}"]
+        if recovery.skipped > SHOWN:
+            notes = [*notes, f"{recovery.skipped} steps were left out in all"]
+        restored = "" if self.validation is None else self.validation.restore_best(self.step)
+        return [*notes, restored] if restored else list(notes)
+
+    @property
+    def _exhausted(self) -> bool:
+        return self.validation is not None and self.validation.exhausted
 
     def _batches(self) -> Iterator[Batch]:
         """Batches without end, from the middle of an epoch where a checkpoint left off."""
@@ -87,30 +117,50 @@ class Training:
                 yield batch
             self.in_epoch = 0
 
-    def _take(self, batch: Batch) -> tuple[float, float]:
-        """One step; its bound and loss."""
-        value, grad_norm = self._gradient(batch)
-        record = value.record()
-        bound, loss = record["bound"], record["loss"]
-        if math.isfinite(loss) and math.isfinite(grad_norm):
-            self.optimizer.step()
-            self.failures = 0
-        else:
-            self.failures += 1
-            if self.step == 0 or self.failures == PATIENCE:
-                raise FitError(_not_finite(self.step, value))
+    def _take(self, batches: Iterator[Batch]) -> None:
+        """One step, or none where its numbers are not finite."""
+        begun = time.perf_counter()
+        inputs: list[Input] = []
+        error: Exception | None = None
+        try:
+            row = self._gradient(batches, inputs)
+        except (RuntimeError, ValueError) as raised:
+            if not is_numeric(raised):
+                raise
+            error = raised
+            row = Row(("bound", "loss", "grad_norm"), torch.full((3,), torch.nan), {})
+        row.more["lr"] = self.optimizer.param_groups[0]["lr"]
+        self._unread.append((self.step + 1, row))
+        self.history.append(row)
+        looked = self._careful or error is not None or len(self._unread) >= self._interval
+        if not looked:
+            self.recovery.moved = True
+        if not looked or self._sound(inputs, error):
+            self._update(row)
         self.step += 1
-        lr = self.optimizer.param_groups[0]["lr"]
-        self.history.add({**record, "lr": lr, "grad_norm": grad_norm})
-        self.schedule.after(self.step, -loss, self.optimizer)
-        self.path.pass_by(self.step, self.optimizer)
-        self.bar.update(self.step, bound, self.schedule.plateau)
-        return bound, loss
+        row.more["seconds"] = time.perf_counter() - begun
+        self._close(looked)
 
-    def _gradient(self, batch: Batch) -> tuple[Evaluation, float]:
-        """Loss and gradient on one batch; parameters that appear only now are trained too."""
-        params = self.task.params
+    def _gradient(self, batches: Iterator[Batch], inputs: list[Input]) -> Row:
+        """Mean gradient over the batches of a step, and the mean of what is recorded."""
         self.optimizer.zero_grad()
+        count, records = self.options.accumulate, []
+        for _ in range(count):
+            batch = next(batches)
+            inputs.append((batch, rng_state()))
+            with self._checks():
+                value = self._evaluate(batch)
+                names, numbers = value.stacked()
+                (value.loss if count == 1 else value.loss / count).backward()
+            records.append((names, numbers))
+        grads = [p.grad for p in leaves_in(self.optimizer) if p.grad is not None]
+        norm = get_total_norm(grads) if grads else torch.zeros(())
+        names, numbers = _mean(records)
+        return Row((*names, "grad_norm"), torch.cat([numbers, norm.reshape(1).to(numbers)]), {})
+
+    def _evaluate(self, batch: Batch) -> Evaluation:
+        """The objective on one batch; parameters that appear only now are trained too."""
+        params = self.task.params
         known = params.created()
         value = self.task.evaluate(batch, self.step)
         if params.created() != known:
@@ -118,11 +168,77 @@ class Training:
             self.adopt(params.named())
         if not value.loss.requires_grad:
             raise GuideError("the loss depends on no parameter, so there is nothing to fit")
-        if not self.history:
+        if self.step == 0:
             self._check_strays(value)
-        value.loss.backward()
-        grads = [p.grad for p in leaves_in(self.optimizer) if p.grad is not None]
-        return value, float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+        return value
+
+    def _checks(self) -> AbstractContextManager[Any]:
+        """Torch's checks of parameters wait for an accelerator: there, only where it is waited for
+        anyway.
+        """
+        return nullcontext() if self._careful else pyro.validation_enabled(False)
+
+    @property
+    def _careful(self) -> bool:
+        """Whether each step is looked at before its update."""
+        recovery = self.recovery
+        late = recovery.late >= TRIES or self.step < recovery.careful
+        return self._interval == 1 or late or self.step == 0
+
+    def _sound(self, inputs: list[Input], error: Exception | None) -> bool:
+        """Look at the numbers of all steps since the last look; whether to make the update."""
+        read([row for _, row in self._unread])
+        for step, row in self._unread:
+            record = row.values()
+            if math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"]):
+                continue
+            late = step <= self.step
+            place = None if late else Search(self.task, self.step).place(inputs)
+            self._fail(place or _place(record, error), late, error)
+            return False
+        if self.recovery.passed(self, [batch for batch, _ in inputs]):
+            return True
+        self._unread = []
+        return False
+
+    def _fail(self, place: Place, late: bool, error: Exception | None) -> None:
+        try:
+            back = self.recovery.failed(self, place, late=late)
+        except FitError as failure:
+            raise failure from error
+        if back:  # the plateaus are those of an earlier step, and have not seen these
+            self._unread = []
+
+    def _update(self, row: Row) -> None:
+        if self.options.clip_norm is not None:
+            leaves = leaves_in(self.optimizer)
+            clip_grads_with_norm_(leaves, self.options.clip_norm, row.tensor[-1])
+        self.optimizer.step()
+        if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step()
+
+    def _close(self, looked: bool) -> None:
+        """Draw the consequences of the steps that were looked at."""
+        if looked:
+            self.history.settle()
+            for step, row in self._unread:
+                record = row.values()
+                self.schedule.see(step, record["loss"])
+                self.bar.see(record["bound"])
+            self._unread = []
+        self.schedule.adapt(self.step, self.optimizer)
+        self.path.pass_by(self.step, self.optimizer)
+        self.bar.update(self.step, self.schedule.plateau)
+
+    def _validate(self) -> None:
+        validation = self.validation
+        if validation is None:
+            return
+        if self.step % validation.every == 0 or self.schedule.finished(self.step):
+            bound = validation.update(self.step)
+            self.history.amend({"validation_bound": bound})
+            if isinstance(self.scheduler, ReduceLROnPlateau):
+                self.scheduler.step(-bound)
 
     def _check_strays(self, value: Evaluation) -> None:
         """Refuse parameters that shape the loss but that nobody trains."""
@@ -136,21 +252,60 @@ class Training:
                 "requires_grad_(False)."
             )
 
+    def unread(self) -> list[Any]:
+        """The steps that were not looked at yet, as plain data."""
+        return [[step, row.values()] for step, row in self._unread]
+
+    def remember(self, unread: list[Any]) -> None:
+        """Go on with steps that were not looked at yet.
+
+        Args:
+            unread: from `unread`; they are in the history already.
+        """
+        rows = [(step, Row((), torch.empty(0), dict(values))) for step, values in unread]
+        for _, row in rows:
+            row.numbers = {}
+        self._unread = rows
+
     def adopt(self, named: dict[str, Tensor]) -> None:
-        """Train those of these parameters too that are not trained yet."""
+        """Train those of these parameters too that are not trained yet.
+
+        Args:
+            named: unconstrained parameters by name.
+        """
         have = {id(p) for p in leaves_in(self.optimizer)}
         new = {n: p for n, p in named.items() if id(p) not in have}
+        if new and self.scheduler is not None:
+            raise GuideError(
+                f"parameter '{min(new)}' appears only in the course of training, which torch's "
+                "schedulers can't follow. Create it in every call of the program, or leave "
+                "scheduler= out."
+            )
         for group in self.schedule.groups(self.task.params, new):
             self.optimizer.add_param_group(group)
+        self.recovery.renew()
 
 
-def _not_finite(step: int, value: Evaluation) -> str:
-    bad = [t.name for t in value.terms if not bool(t.per_particle().isfinite().all())]
-    if bad:
-        where = f"site '{bad[0]}' has a log density that is not finite"
-    else:
-        where = "the gradient is not finite"
-    return (
-        f"step {step}: {where}; the parameters keep their last finite values. Lower lr or the "
-        "guide's init_scale, or scale the data to about unit size."
-    )
+def looks(leaf: Tensor) -> int:
+    """Steps between two looks at the numbers, which an accelerator would have to be waited for.
+
+    Args:
+        leaf: a parameter.
+    """
+    return 1 if leaf.device.type == "cpu" else INTERVAL
+
+
+def _mean(records: list[tuple[tuple[str, ...], Tensor]]) -> tuple[tuple[str, ...], Tensor]:
+    """Entry by entry over batches, of the entries that all have."""
+    if len(records) == 1:
+        return records[0]
+    names = [n for n in records[0][0] if all(n in others for others, _ in records)]
+    rows = [numbers[[own.index(n) for n in names]] for own, numbers in records]
+    return tuple(names), torch.stack(rows).mean(0)
+
+
+def _place(record: dict[str, float], error: Exception | None) -> Place:
+    """Where a fault is that did not come again."""
+    if error is None:
+        return of_record(record)
+    return Place(f"the programs fail ({str(error).splitlines()[0].rstrip('.: ')})", "error")

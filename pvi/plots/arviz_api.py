@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pvi.plots.figures import check_matplotlib, new_figure
+from pvi.figures import check_matplotlib, new_figure
 from pvi.posterior.arviz import load
 
 if TYPE_CHECKING:

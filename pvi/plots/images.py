@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pvi.errors import PviError
-from pvi.plots.figures import new_figure
+from pvi.figures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pvi.errors import PviError
+from pvi.figures import check_matplotlib, tidy
 from pvi.plots import arviz_api
-from pvi.plots.figures import check_matplotlib, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,33 @@ if TYPE_CHECKING:
 
 Coords = Mapping[str, Any]
 Dims = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a fit went, for the group `fit_history`.
+
+    Args:
+        columns: one number a step, by name.
+        kl: of each latent site at each step, nats.
+        attrs: what the fit ended with: numbers and strings.
+    """
+
+    columns: Mapping[str, np.ndarray]
+    kl: Mapping[str, np.ndarray]
+    attrs: Mapping[str, Any]
+
+    def dataset(self) -> Any:
+        """An `xarray.Dataset` with dims `step` (from 1) and, for the KLs, `site`."""
+        import xarray
+
+        arrays: dict[str, Any] = {n.replace("/", "_"): ("step", x) for n, x in self.columns.items()}
+        steps = len(next(iter(self.columns.values()), ()))
+        coords: dict[str, Any] = {"step": np.arange(1, steps + 1)}
+        if self.kl:
+            arrays["kl"] = (("step", "site"), np.stack(list(self.kl.values()), 1))
+            coords["site"] = list(self.kl)
+        return xarray.Dataset(arrays, coords, attrs=dict(self.attrs))
 
 
 def load() -> Any:
@@ -46,8 +74,15 @@ def to_datatree(
     predictive: bool = True,
     log_likelihood: bool = True,
     seed: int | None = None,
+    course: Course | None = None,
 ) -> Any:
-    """The posterior as an `xarray.DataTree` with dims (chain, draw, *plates, *event)."""
+    """The posterior as an `xarray.DataTree` with dims (chain, draw, *plates, *event).
+
+    Args:
+        posterior: what to draw from.
+        num_draws, coords, dims, predictive, log_likelihood, seed: as in `Posterior.to_arviz`.
+        course: of the fit, for the group `fit_history` and the attributes of `posterior`.
+    """
     import xarray
 
     with posterior.drawing(seed) as runner:
@@ -72,7 +107,11 @@ def to_datatree(
     groups["observed_data"] = namer.dataset(observed, draws=False)
     groups["constant_data"] = namer.constants(posterior.data.named(), observed)
     namer.check_names(posterior.data.named(), groups)
-    attrs = {"inference_library": "pvi", "sampling": "independent draws from the guide"}
+    attrs: dict[str, Any] = {"inference_library": "pvi"}
+    attrs["sampling"] = "independent draws from the guide"
+    if course is not None:
+        groups["fit_history"] = course.dataset()
+        attrs |= course.attrs
     groups = {name: group for name, group in groups.items() if group.data_vars}
     tree = xarray.DataTree.from_dict(groups)
     if "posterior" in tree.children:

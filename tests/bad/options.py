@@ -80,7 +80,7 @@ refuse(
     "lr",
     0.1,
     FitError,
-    "lr belongs to optimizer='auto'",
+    "a rate lr= belongs to optimizer='auto'",
     optimizer=torch.optim.SGD,
 )
 ADVICE = "lambda"
@@ -104,7 +104,7 @@ refuse(
     FitError,
     "Adam",
     "parameters",
-    ADVICE,
+    "none of this model or guide",
     right="auto",
 )
 refuse(
