@@ -1,7 +1,7 @@
 """When `optimizer="auto"` takes the deterministic route, and how it goes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from pvi.guides import Laplace
 from pvi.guides.mean_field import NormalGuide
 from pvi.guides.mode import LogJoint
 
-FRESH = 20  # evaluations of the objective at the solution, to report its bound
+FRESH, MEASURED = 20, 128  # evaluations at the solution, to report its bound; particles in each
 SAME = 0.5  # posterior sds: means that are closer are those of one mode
 OPTIMISTIC = 1.0  # nats by which the bound over fixed draws may exceed that over others
 
@@ -93,6 +93,11 @@ class Deterministic:
                 for p, x in zip(self._task.guide.parameters(), own, strict=True):
                     p.copy_(x)
             return None
+        dtype = torch.get_default_dtype()
+        self.modes = tuple(
+            replace(mode, mean={name: x.to(dtype) for name, x in mode.mean.items()})
+            for mode in self.modes
+        )
         return self._measure() or reason
 
     def _attempt(self, double: bool) -> str | None:
@@ -147,8 +152,8 @@ class Deterministic:
 
     def _after(self, bound: float, grad_norm: float, num_draws: int) -> None:
         task = self._task
-        row = {"bound": bound, "loss": -bound, "lr": 1.0, "grad_norm": grad_norm}
-        task.history.add(row | {"num_draws": num_draws})
+        row = {"bound": bound, "loss": -bound, "grad_norm": grad_norm, "num_draws": num_draws}
+        task.history.add(row)
         step = len(task.history)
         self._bar.see(bound)
         self._bar.update(step, None)
@@ -158,11 +163,14 @@ class Deterministic:
     def _measure(self) -> str:
         """Add the bound over fresh draws to the history; say if the fixed ones were too few."""
         task = self._task
-        promised, found = task.history["bound"][-1], []
+        promised, found, objective = task.history["bound"][-1], [], task.objective
+        if objective.num_particles > 1:  # they cost little
+            objective = replace(objective, num_particles=MEASURED)
+        args, kwargs = task.data.whole()
         with torch.no_grad():
             for _ in range(FRESH):
-                record = task.evaluate(next(task.data.batches(None)), 0).record()
-                task.history.add({**record, "lr": 0.0, "grad_norm": 0.0})
+                record = objective.evaluate(task.model, task.guide, args, kwargs).record()
+                task.history.add(record)
                 found.append(record["bound"])
         bounds = torch.tensor(found, dtype=torch.float64)
         error = float(bounds.std()) / FRESH**0.5

@@ -26,7 +26,7 @@ def plot_bound(history: History) -> "Figure":
     figure = new_figure(7.0, 4.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
     _draw_bound(top, history)
-    _draw_rate(bottom, history["lr"])
+    _draw_rate(bottom, history)
     _finish(figure, bottom, len(history))
     return figure
 
@@ -48,7 +48,7 @@ def plot_fit(history: History) -> "Figure":
     _draw_bound(axes[0], history)
     if kl:
         _draw_kl(axes[1], kl)
-    _draw_rate(axes[-2], history["lr"])
+    _draw_rate(axes[-2], history)
     _draw_norm(axes[-1], history["grad_norm"])
     _finish(figure, axes[-1], len(history))
     return figure
@@ -158,8 +158,12 @@ def _draw_kl(axes: "Axes", kl: dict[str, np.ndarray]) -> None:
     tidy(axes)
 
 
-def _draw_rate(axes: "Axes", lr: np.ndarray) -> None:
-    _draw_log(axes, lr, "learning\nrate", "C1")
+def _draw_rate(axes: "Axes", history: History) -> None:
+    """The learning rate, or on the deterministic route the number of fixed draws."""
+    if "num_draws" in history:
+        _draw_log(axes, history["num_draws"], "fixed\ndraws", "C1")
+    else:
+        _draw_log(axes, history["lr"], "learning\nrate", "C1")
 
 
 def _draw_norm(axes: "Axes", norm: np.ndarray) -> None:
