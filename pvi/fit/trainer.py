@@ -237,12 +237,13 @@ class Trainer:
         with preserved_rng(), torch.no_grad(), self.params.evaluation():
             return rise_ahead(leaves, way, bound)
 
-    def evaluate(self, batch: Batch, step: int) -> Evaluation:
-        """The objective of this step on one batch."""
+    def evaluate(self, batch: Batch, step: int, now: Objective | None = None) -> Evaluation:
+        """The objective of this step, or a given one, on one batch."""
         if self.batched:
             self.batched.select(batch.indices, batch.size)
         try:
-            value = self.now(step).evaluate(*self.programs, batch.args, batch.kwargs)
+            objective = now or self.now(step)
+            value = objective.evaluate(*self.programs, batch.args, batch.kwargs)
         except (GuideError, ModelError) as error:
             raise (later(error, step) if len(self.history) else error) from error.__cause__
         self._check_sites(value, step)

@@ -19,6 +19,7 @@ from pvi.engine.objective import Evaluation
 from pvi.engine.traces import rng_state
 from pvi.errors import FitError, GuideError, ModelError
 from pvi.fit.callbacks import Step, ask
+from pvi.fit.compiled_training import CompiledSteps
 from pvi.fit.drift import Path, leaves_in
 from pvi.fit.faults import SHOWN, TRIES, Recovery, all_finite, put_back
 from pvi.fit.history import History, Row, read
@@ -45,6 +46,7 @@ class Training:
         self.optimizer = schedule.optimizer(task.params)
         self.scheduler = schedule.scheduler(self.optimizer, self.validation is not None)
         self.path, self.recovery = Path(), Recovery()
+        self.compiled = CompiledSteps(task)
         self.step = 0
         self.in_epoch = 0  # batches of this epoch that are done
         self.epoch_start: dict[str, Any] = {}  # the random state then, which decides the order
@@ -92,7 +94,7 @@ class Training:
         if recovery.skipped > SHOWN:
             notes = [*notes, f"{recovery.skipped} steps were left out in all"]
         restored = "" if self.validation is None else self.validation.restore_best(self.step)
-        return [*notes, restored] if restored else list(notes)
+        return [*notes, *self.compiled.notes, *([restored] if restored else [])]
 
     @property
     def _exhausted(self) -> bool:
@@ -148,6 +150,10 @@ class Training:
         for _ in range(count):
             batch = next(batches)
             inputs.append((batch, rng_state()))
+            known = self.compiled.gradients(batch, self.step, 1.0 / count)
+            if known is not None:
+                records.append(known)
+                continue
             with self._checks():
                 value = self._evaluate(batch)
                 names, numbers = value.stacked()

@@ -1,0 +1,5 @@
+"""Steps of a fit as graphs of tensor operations, captured from Pyro programs as they are."""
+
+from pvi.compiled.backend import make_function
+from pvi.compiled.errors import NotCompilable
+from pvi.compiled.unit import Source, Unit, check, live, make_unit

@@ -1,0 +1,119 @@
+"""Make a traced graph one that compilers take: no mutation, no boolean indexing, plain inputs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.graph import CodeGen
+
+from pvi.compiled.draws import is_random
+from pvi.compiled.errors import NotCompilable
+from pvi.engine.traces import preserved_rng
+
+aten: Any = torch.ops.aten
+SMALL = 1 << 16  # numbers in a constant that is worked out beforehand
+INDEXING = ("index", "index_put", "index_put_", "_unsafe_index", "_unsafe_index_put")
+
+
+def functional(graph: fx.GraphModule, inputs: list[Tensor], changing: range) -> fx.GraphModule:
+    """The same graph without mutation; the new values of some inputs are further outputs.
+
+    Args:
+        inputs: values to trace it with; they are not changed.
+        changing: which of them the graph may change, as a range of positions.
+    """
+
+    def pure(*given: Tensor) -> list[Tensor]:
+        own = [x.clone() if i in changing else x for i, x in enumerate(given)]
+        return [*graph(*own), *(own[i] for i in changing)]
+
+    with torch.no_grad(), preserved_rng():
+        plain = [x.detach() for x in inputs]
+        result = make_fx(functionalize(pure, remove="mutations"))(*plain)
+    _fold(result)
+    _index_by_numbers(result)
+    result.graph.eliminate_dead_code()
+    _check(result)
+    for node in result.graph.nodes:
+        node.meta.clear()
+    result.graph.set_codegen(CodeGen())
+    result.graph.lint()
+    result.recompile()
+    return result
+
+
+def _fold(module: fx.GraphModule) -> None:
+    """Numbers that were made in Python become part of the operations."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        value = getattr(module, str(node.target), None) if node.op == "get_attr" else None
+        if isinstance(value, Tensor) and value.numel() == 1:
+            with graph.inserting_before(node):
+                kind = {"dtype": value.dtype, "device": value.device}
+                new = graph.call_function(
+                    aten.full.default, (list(value.shape), value.item()), kind
+                )
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+        elif node.target is aten.lift_fresh_copy.default:
+            with graph.inserting_before(node):
+                new = graph.call_function(aten.clone.default, (node.args[0],))
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+
+
+def _index_by_numbers(module: fx.GraphModule) -> None:
+    """Constant truth values as an index become numbers, since their count fixes a shape."""
+    known = _constants(module)
+    for node in list(module.graph.nodes):
+        if not _is_indexing(node):
+            continue
+        picked, places = [], node.args[1]
+        for x in places:
+            if x is None or known.get(x) is None or known[x].dtype != torch.bool:
+                picked.append(x)
+                continue
+            for numbers in known[x].nonzero(as_tuple=True):
+                name = f"_index{len(list(module.buffers()))}"
+                module.register_buffer(name, numbers)
+                with module.graph.inserting_before(node):
+                    picked.append(module.graph.get_attr(name))
+        node.args = (node.args[0], picked, *node.args[2:])
+
+
+def _constants(module: fx.GraphModule) -> dict[fx.Node, Tensor]:
+    """The values of small nodes that depend on no input and no draw."""
+    known: dict[fx.Node, Tensor] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            value = getattr(module, str(node.target))
+            if isinstance(value, Tensor):
+                known[node] = value
+        elif node.op == "call_function" and not is_random(node.target):
+            if all(x in known for x in node.all_input_nodes):
+                args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+                value = node.target(*args, **kwargs)
+                if isinstance(value, Tensor) and value.numel() <= SMALL:
+                    known[node] = value
+    return known
+
+
+def _is_indexing(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.name.removeprefix("aten::") in INDEXING
+
+
+def _check(module: fx.GraphModule) -> None:
+    """Refuse results whose shape depends on values."""
+    for node in module.graph.nodes:
+        masked = _is_indexing(node) and any(
+            isinstance(x, fx.Node)
+            and x.meta.get("val") is not None
+            and x.meta["val"].dtype == torch.bool
+            for x in node.args[1]
+        )
+        tags = getattr(node.target, "tags", ())
+        if (not _is_indexing(node) and torch.Tag.dynamic_output_shape in tags) or masked:
+            raise NotCompilable(f"the shape of a result depends on values ({node.target})")

@@ -1,0 +1,236 @@
+"""Fits by captured graphs are the fits of the programs: same random stream, same numbers."""
+
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from torch import Tensor, nn
+
+import pvi
+from pvi.guides import Flow, FullRank, LowRank, MeanField, Structured
+
+N, D, G = 60, 3, 5
+STEPS = 12
+
+
+def rows(seed: int = 0) -> tuple[Tensor, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        x = torch.randn(N, D)
+        return x, (x.sum(-1) + torch.randn(N) > 0).float()
+
+
+X, Y = rows()
+GROUP = torch.arange(N) % G
+
+
+def hierarchical(x: Tensor, y: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    tau = pyro.sample("tau", dist.HalfNormal(1.0))
+    w = pyro.sample("w", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+    with pyro.plate("groups", G):
+        a = pyro.sample("a", dist.Normal(mu, tau))
+    with pyro.plate("rows", len(x)):
+        logits = (x @ w.unsqueeze(-1)).squeeze(-1) + a[..., GROUP[: len(x)]]
+        pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
+
+
+def local(x: Tensor, y: Tensor) -> None:
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample(
+            "x",
+            dist.Normal(z.sum(-1, keepdim=True).expand(*z.shape[:-1], D), 1.0).to_event(1),
+            obs=x,
+        )
+
+
+def mixture(x: Tensor, y: Tensor) -> None:
+    share = pyro.sample("share", dist.Dirichlet(torch.ones(2)))
+    with pyro.plate("parts", 2):
+        loc = pyro.sample("loc", dist.Normal(0.0, 2.0))
+    with pyro.plate("rows", len(x)):
+        k = pyro.sample("k", dist.Categorical(share), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(loc[k], 1.0), obs=x[:, 0])
+
+
+def correlated(x: Tensor, y: Tensor) -> None:
+    lower = pyro.sample("lower", dist.LKJCholesky(D, 2.0))
+    scale = pyro.sample("scale", dist.HalfCauchy(1.0).expand([D]).to_event(1))
+    with pyro.plate("rows", len(x)):
+        tril = scale.unsqueeze(-1) * lower
+        pyro.sample("x", dist.MultivariateNormal(torch.zeros(D), scale_tril=tril), obs=x)
+
+
+def missing(x: Tensor, y: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    holed = x[:, 0].sqrt()  # NaN where x < 0
+    with pyro.plate("rows", len(x)), pyro.poutine.mask(mask=x[:, 0] >= 0):
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=holed)
+
+
+class Network(nn.Module):
+    """A VAE with BatchNorm and dropout, as model and guide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(D, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+        self.decoder = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, D))
+
+    def model(self, x: Tensor, y: Tensor) -> None:
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor) -> None:
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("rows", len(x)):
+            loc, scale = self.encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
+
+
+def by_hand(x: Tensor, y: Tensor) -> None:
+    loc = pyro.param("w_loc", torch.zeros(D))
+    scale = pyro.param("w_scale", torch.full((D,), 0.3), constraint=dist.constraints.positive)
+    pyro.sample("w", dist.Normal(loc, scale).to_event(1))
+
+
+def regression(x: Tensor, y: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("y", dist.Bernoulli(logits=(w.unsqueeze(-2) * x).sum(-1)), obs=y)
+
+
+def fitted(way: Any, model: Any, guide: Any, objective: Any, **options: Any) -> pvi.Fit:
+    if callable(model) and isinstance(model, type):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            module = model()
+        model, guide = module.model, module.guide
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        guide = guide(model) if guide in (AutoNormal, AutoMultivariateNormal) else guide
+    where = {} if "batch_size" in options else {"args": (X, Y)}
+    where = where or {"data": (X, Y)}
+    return pvi.fit(
+        model,
+        guide,
+        objective=objective,
+        optimizer="adam",
+        steps=STEPS,
+        seed=0,
+        progress=False,
+        compile=way,
+        **where,
+        **options,
+    )
+
+
+CASES: dict[str, tuple] = {
+    "ELBO": (hierarchical, MeanField, pvi.ELBO(4)),
+    "exact KL": (hierarchical, MeanField, pvi.TraceMeanFieldELBO()),
+    "IWAE": (hierarchical, FullRank, pvi.IWAE(4)),
+    "Renyi": (hierarchical, MeanField, pvi.RenyiELBO(0.5, 4)),
+    "path": (hierarchical, MeanField, pvi.ELBO(4, gradient="path")),
+    "path, IWAE by datum": (local, MeanField, pvi.IWAE(3, gradient="path")),
+    "beta": (local, MeanField, pvi.BetaELBO(pvi.schedules.linear(STEPS))),
+    "free bits": (local, MeanField, pvi.ELBO(kl="exact", weighting=pvi.FreeBits(0.1))),
+    "score": (regression, by_hand, pvi.ELBO(4, gradient="score")),
+    "low rank": (hierarchical, LowRank, None),
+    "structured": (hierarchical, Structured, None),
+    "flow": (hierarchical, Flow, None),
+    "AutoNormal": (hierarchical, AutoNormal, pvi.ELBO()),
+    "AutoMultivariateNormal": (hierarchical, AutoMultivariateNormal, pvi.ELBO()),
+    "by hand": (regression, by_hand, None),
+    "mixture": (mixture, MeanField, pvi.ELBO()),
+    "LKJ": (correlated, FullRank, pvi.ELBO()),
+    "missing": (missing, MeanField, pvi.ELBO(2)),
+    "network": (Network, None, pvi.ELBO()),
+    "network, path": (Network, None, pvi.ELBO(gradient="path")),
+}
+
+
+def assert_same(one: pvi.Fit, other: pvi.Fit) -> None:
+    for name in ("bound", "loss", "grad_norm"):
+        np.testing.assert_allclose(one.history[name], other.history[name], rtol=2e-4, atol=2e-3)
+    ours, theirs = (f.posterior.params.tensors() for f in (one, other))
+    assert ours.keys() == theirs.keys()
+    for name, x in ours.items():
+        torch.testing.assert_close(x, theirs[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_graph_takes_the_steps_of_its_program(case: str) -> None:
+    eager, compiled = (fitted(way, *CASES[case]) for way in (False, "graph"))
+    assert compiled.notes == ("compiled from step 3 on (graph)",)
+    assert_same(eager, compiled)
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "clip_norm": 1.0}])
+def test_minibatches(options: dict[str, Any]) -> None:
+    case = (local, MeanField, pvi.ELBO())
+    fits = [fitted(way, *case, batch_size=16, **options) for way in (False, "graph")]
+    assert fits[1].notes == ("compiled from step 3 on (graph)",)
+    assert_same(*fits)
+
+
+def test_inductor() -> None:
+    eager, compiled = (fitted(way, *CASES["exact KL"]) for way in (False, True))
+    assert compiled.notes == ("compiled from step 3 on (inductor)",)
+    assert_same(eager, compiled)
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, x: Tensor, y: Tensor) -> None:
+        self.count += 1
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0 + self.count / 1000))
+        pyro.sample("x", dist.Normal(mu, 1.0).expand([N]).to_event(1), obs=x[:, 0])
+
+
+def reads_a_draw(x: Tensor, y: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    if mu.item() > -100:
+        pyro.sample("x", dist.Normal(mu, 1.0).expand([N]).to_event(1), obs=x[:, 0])
+
+
+def reads_a_parameter(x: Tensor, y: Tensor) -> None:
+    p = pyro.param("p", torch.tensor(0.5))
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    scale = 1.0 + abs(p.detach().tolist())
+    pyro.sample("x", dist.Normal(mu + p, scale).expand([N]).to_event(1), obs=x[:, 0])
+
+
+def draws_in_numpy(x: Tensor, y: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    shift = float(np.random.default_rng().normal())
+    pyro.sample("x", dist.Normal(mu + shift, 1.0).expand([N]).to_event(1), obs=x[:, 0])
+
+
+REFUSED = {
+    "counter": (Counter(), "the programs change 'count' each time they are run"),
+    "item": (reads_a_draw, r"looks at the value of a tensor .* line \d+ of test_compiled.py"),
+    "tolist": (reads_a_parameter, "changes from step to step|looks at the value"),
+    "numpy": (draws_in_numpy, "computed in Python changes"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_graph_would_get_wrong_is_run_as_it_is(case: str) -> None:
+    model, line = REFUSED[case]
+    fit = fitted("graph", model, MeanField, pvi.ELBO())
+    assert len(fit.history) == STEPS
+    with pytest.raises(AssertionError, match=line):
+        raise AssertionError("; ".join(fit.notes))
+
+
+def test_unknown_ways_are_refused() -> None:
+    with pytest.raises(pvi.errors.FitError, match="compile must be"):
+        fitted("fast", *CASES["ELBO"])
