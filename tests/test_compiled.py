@@ -185,6 +185,29 @@ def test_inductor() -> None:
     assert_same(eager, compiled)
 
 
+class Switch:
+    """A model whose prior a callback changes."""
+
+    scale = 1.0
+
+    def __call__(self, x: Tensor, y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, self.scale))
+        pyro.sample("x", dist.Normal(mu, 1.0).expand([N]).to_event(1), obs=x[:, 0])
+
+
+def test_a_change_that_comes_later_is_found() -> None:
+    model = Switch()
+
+    def widen(step: Any) -> None:
+        model.scale = 9.0 if step.step >= 20 else 1.0
+
+    options: dict[str, Any] = {"optimizer": "adam", "steps": 40, "seed": 0, "progress": False}
+    fit = pvi.fit(
+        model, args=(X, Y), objective=pvi.ELBO(), callbacks=[widen], compile="graph", **options
+    )
+    assert "no longer compiled from step 33 on" in fit.notes[-1]
+
+
 class Counter:
     def __init__(self) -> None:
         self.count = 0

@@ -92,11 +92,12 @@ def _constants(module: fx.GraphModule) -> dict[fx.Node, Tensor]:
             if isinstance(value, Tensor):
                 known[node] = value
         elif node.op == "call_function" and not is_random(node.target):
-            if all(x in known for x in node.all_input_nodes):
-                args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
-                value = node.target(*args, **kwargs)
-                if isinstance(value, Tensor) and value.numel() <= SMALL:
-                    known[node] = value
+            if not all(x in known for x in node.all_input_nodes):
+                continue
+            args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+            value = node.target(*args, **kwargs)
+            if isinstance(value, Tensor) and value.numel() <= SMALL:
+                known[node] = value
     return known
 
 

@@ -55,9 +55,14 @@ def _parts(item: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(i), v) for i, v in enumerate(item[:100]))
     elif hasattr(item, "__func__") and hasattr(item, "__self__"):
         yield from (("self", item.__self__), ("method", item.__func__))
-    elif hasattr(item, "__dict__") and not isinstance(item, type | ModuleType):
-        if type(item).__module__.split(".")[0] not in ("torch", "numpy", "pyro", "pvi"):
-            yield from ((k, v) for k, v in vars(item).items())
+    elif not isinstance(item, type | ModuleType) and _is_users(item):
+        yield from vars(item).items()
+
+
+def _is_users(item: Any) -> bool:
+    """Whether an object with attributes is of no library's kind."""
+    library = type(item).__module__.split(".")[0] in ("torch", "numpy", "pyro", "pvi")
+    return hasattr(item, "__dict__") and not library
 
 
 def _reached(function: FunctionType) -> Iterator[tuple[str, Any]]:

@@ -46,6 +46,8 @@ class CompiledSteps:
             return None
         if self._unit is None or list(self._unit.source.leaves) != list(self._task.params.named()):
             self._prepare(batch, step)
+        if step & (step - 1) == 0:
+            self._check_again(batch, step)
         unit = self._unit
         if unit is None or not unit.fits(batch):
             return None
@@ -77,6 +79,16 @@ class CompiledSteps:
         self._unit, self._function = unit, function
         self.notes.append(f"compiled from step {step + 1} on ({backend})")
 
+    def _check_again(self, batch: Batch, step: int) -> None:
+        """Compare once more, for what changes only later: at steps 4, 8, 16, ..."""
+        if self._unit is None or not self._unit.fits(batch):
+            return
+        try:
+            check(self._unit, self._function, (batch, self._weights(step)))
+        except NotCompilable as error:
+            self._way, self._unit = False, None
+            self.notes.append(f"no longer compiled from step {step + 1} on: {error}")
+
     def _source(self, one: Batch, other: Batch) -> Source:
         task = self._task
         if task.baseline().means:
@@ -84,6 +96,8 @@ class CompiledSteps:
         if task.options.precision is not None:
             raise NotCompilable(f"precision='{task.options.precision}' is not captured")
         leaves = task.params.named()
+        if any(x.device.type != "cpu" for x in leaves.values()):
+            raise NotCompilable("captured steps were tested on CPUs only")
         known = {id(x) for x in leaves.values()}
         buffers = [x for x in task.params.tensors().values() if id(x) not in known]
 
