@@ -153,6 +153,7 @@ def state_of(training: Training) -> Tree:
         "step": training.step,
         "failures": training.failures,
         "in_epoch": training.in_epoch,
+        "batch": training.mark(),
         "parameters": values_of(task.params),
         "groups": [[names[id(p)] for p in g["params"]] for g in training.optimizer.param_groups],
         "optimizer": {"state": optimizer["state"], "groups": _options(optimizer)},
@@ -180,6 +181,7 @@ def restore(training: Training, state: Tree, where: Path) -> None:
     tensors = task.params.tensors()
     training.step, training.failures = state["step"], state["failures"]
     training.in_epoch, training.epoch_start = state["in_epoch"], state["epoch_start"]
+    training.batch_mark = state.get("batch")
     if schedule.plateau is not None:
         schedule.plateau.restore(state["plateau"])
     training.path.kept = [

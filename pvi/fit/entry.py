@@ -31,6 +31,7 @@ def fit(
     steps: int | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
+    num_data: int | None = None,
     plate: str | Sequence[str] | None = None,
     reparam: Any = None,
     device: Any = None,
@@ -49,9 +50,10 @@ def fit(
         model: any Pyro program; data enter through its arguments.
         guide: any Pyro program over the model's latents, or one of `pvi.guides` (a class, or an
             object with or without its model); `pvi.guides.MeanField` if `None`.
-        data: the rows: an array or tensor, a tuple (positional arguments), a dict (keyword
-            arguments),
-            a `Dataset` or a `DataLoader`. Floating numpy arrays take torch's default dtype.
+        data: the rows: an array or tensor, a tuple (positional arguments) or a dict (keyword
+            arguments) of them, a `Dataset` or a `DataLoader`. Floating numpy arrays take torch's
+            default dtype. With `batch_size`, arrays on disk (`np.memmap`, zarr, h5py,
+            `pvi.datasets.parquet`), sparse CSR matrices and data sets are read batch by batch.
         args, kwargs: further arguments of the model that are not rows of data.
         objective: `pvi.ELBO()`, `pvi.IWAE(8)` ...; by default the ELBO with exact KL, of 8
             particles
@@ -63,6 +65,7 @@ def fit(
         steps, epochs: how long (the rate then falls along a cosine); by default until the bound
             is level at the lowest rate, at most 20,000 steps.
         batch_size: rows in a minibatch; by default all rows in every step.
+        num_data: rows that an `IterableDataset` stands for.
         plate: name(s) of the plates of the data, where they can't be found by themselves.
         reparam: other coordinates for the model's latents: "noncentered" for all whose location or
             scale depends on another latent, "learned" for a fitted degree of it, or what
@@ -102,7 +105,8 @@ def fit(
             stack.enter_context(preserved_rng())
             torch.manual_seed(seed)
         stack.enter_context(torch.device(device) if device is not None else nullcontext())
-        model, guide, rows = prepare(model, guide, data, args, kwargs, reparam, device)
+        programs = (model, guide, data, args, kwargs, reparam, device)
+        model, guide, rows = prepare(*programs, batch_size, num_data)
         trainer = Trainer(model, guide, rows, objective, batch_size, plate, list(callbacks), seed)
         anneal = trainer.anneal()
         schedule = Schedule(trainer.steps_per_epoch, steps, epochs, lr, optimizer, anneal)

@@ -85,7 +85,7 @@ def _named_plates(named: frozenset[str], follow: set[str], known: list[str]) -> 
 
 def _probe_size(data: Data, batch_size: int) -> int:
     """Rows to try the model on: a batch, but enough for halves that are not trivial."""
-    return min(data.size, max(batch_size, 8))
+    return min(data.reach, max(batch_size, 8))
 
 
 def _check_odd(one: Mapping, two: Mapping, known: set[str]) -> None:
@@ -213,7 +213,7 @@ class Minibatches:
     """
 
     def __init__(self, model: Program, guide: Program, plates: frozenset[str], data: Data):
-        numbered = data.loader is None  # a DataLoader does not tell which rows it gives
+        numbered = data.numbered  # a DataLoader does not tell which rows it gives
         self._handlers = [Minibatch(plates, data.size, feed=feed) for feed in (False, numbered)]
         self._guide, self._plates, self._data = guide, plates, data
         self.model = self._handlers[0](model)
@@ -232,7 +232,7 @@ class Minibatches:
         Raises:
             GuideError: it seems to want both.
         """
-        size = self._data.size
+        size = self._data.reach
         last = torch.arange(size - min(batch_size, size), size, device=self._data.device)
         args, kwargs = self._data.rows(last)
         self.select(last)
@@ -272,8 +272,9 @@ def _check_rows(guide: Program, plates: frozenset[str], numbered: bool) -> None:
             )
         if local and not numbered:
             raise GuideError(
-                f"{name} has parameters for each row of plate '{local[0]}', but a DataLoader does "
-                "not say which rows it gives. Pass its Dataset as data, with batch_size."
+                f"{name} has parameters for each row of plate '{local[0]}', but a DataLoader or "
+                "a stream does not say which rows it gives. Pass a map-style Dataset as data, with "
+                "batch_size."
             )
 
 

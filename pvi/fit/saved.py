@@ -105,7 +105,7 @@ def _filled(model: Program, guide: Program, rows: Data, saved: Tree, path: Path)
     check_finite(rows.named())
     with params.scope(), params.evaluation():
         try:
-            nodes = check(model, guide, *rows.whole(), rows.named())
+            nodes = check(model, guide, *rows.probe(), rows.named())
         except GuideError as error:
             if not restored:
                 raise

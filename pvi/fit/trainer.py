@@ -57,7 +57,7 @@ class Trainer:
         self.params = Params(model, guide)
         check_finite(data.named())
         with self.params.scope(), self.params.evaluation():
-            found = check(model, guide, *data.whole(), data.named())
+            found = check(model, guide, *data.probe(), data.named())
         self._shapes = {name: list(node["value"].shape) for name, node in found.items()}
         nodes = found.values()
         self._numbers = sum(node["value"].numel() for node in nodes)
@@ -79,15 +79,13 @@ class Trainer:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        if self.data.loader is not None:
-            return len(self.data.loader)
         if self.batch_size is not None:
-            return self.data.size // self.batch_size
+            return self.data.steps(self.batch_size)
         return self._passes  # in which a model that subsamples by itself sees all its data
 
     def _particles(self) -> int:
         """More particles for less noise where they cost next to nothing."""
-        share = self.batch_size / (self.data.size or 1) if self.batch_size else 1.0
+        share = self.batch_size / (self.data.shown or 1) if self.batch_size else 1.0
         guide = self.guide
         own = guide.parameters() if isinstance(guide, Guide) and not guide.amortized else ()
         free = {id(p) for p in own}  # networks of a flow: no data go through them
@@ -95,7 +93,7 @@ class Trainer:
         if share * self._numbers > SMALL or any(map(self.params.is_network, weights)):
             return 1
         with self.params.scope():
-            plan = make_plan(self.model, self.guide, *self.data.whole(), "joint")
+            plan = make_plan(self.model, self.guide, *self.data.probe(), "joint")
         return PARTICLES if plan.vectorized else 1
 
     def _minibatches(self, plate: str | Sequence[str] | None, batch_size: int) -> Minibatches:
@@ -245,11 +243,11 @@ class Trainer:
 def _batch_size(batch_size: int | None, data: Data) -> int | None:
     """Rows in a batch; `None` for the whole, which is never shuffled."""
     if data.loader is not None:
-        return data.loader.batch_size or getattr(data.loader.batch_sampler, "batch_size", None) or 1
+        return data.batch_size(batch_size)
     if batch_size is None:
         return None
     if not isinstance(batch_size, int) or batch_size < 1:
         raise DataError(f"batch_size must be a whole number >= 1, got {batch_size!r}")
     if data.size == 0:
         raise DataError("batch_size needs rows: pass the data as data=, not inside the model")
-    return batch_size if batch_size < data.size else None
+    return data.batch_size(batch_size)

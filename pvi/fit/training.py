@@ -11,7 +11,7 @@ from torch import Tensor
 from pvi.engine.data import Batch
 from pvi.engine.gradients import leaves_of
 from pvi.engine.objective import Evaluation
-from pvi.errors import FitError, GuideError, ModelError
+from pvi.errors import CheckpointError, FitError, GuideError, ModelError
 from pvi.fit.callbacks import Step
 from pvi.fit.drift import Path, leaves_in
 from pvi.fit.progress import Progress
@@ -36,6 +36,8 @@ class Training:
         self.step = self.failures = 0
         self.in_epoch = 0  # batches of this epoch that are done
         self.epoch_start: dict[str, Any] = {}  # the random state then, which decides the order
+        self.batch: Batch | None = None  # the last one
+        self.batch_mark: int | None = None  # its checksum, where a checkpoint was written
         self.whole = False  # whether no step is half done
 
     @property
@@ -77,15 +79,30 @@ class Training:
                 set_random_state(self.epoch_start, data.loader)
             else:
                 self.epoch_start = now
-            batches = data.batches(self.task.batch_size)
-            for _ in range(done):
-                next(batches)
+            batches = data.batches(self.task.batch_size, skip=max(done - 1, 0))
             if done:
+                self._check_same(next(batches, None))
                 set_random_state(now, data.loader)
             for batch in batches:
-                self.in_epoch += 1
+                self.in_epoch, self.batch = self.in_epoch + 1, batch
                 yield batch
             self.in_epoch = 0
+
+    def mark(self) -> int | None:
+        """What tells the last batch from others, for whoever goes on from here."""
+        if self.batch is None:
+            return self.batch_mark
+        return None if self.batch.indices is None else self.batch.checksum()
+
+    def _check_same(self, batch: Batch | None) -> None:
+        """Refuse to go on in the middle of an epoch whose rows come in another order now."""
+        if self.batch_mark is not None and (batch is None or batch.checksum() != self.batch_mark):
+            raise CheckpointError(
+                f"the data don't give the same rows again at step {self.step}, so this fit can't "
+                "go on where it was: its stream, sampler or transform draws from a random state "
+                "that is not torch's, numpy's or Python's. Seed it, or start again with another "
+                "checkpoint= folder."
+            )
 
     def _take(self, batch: Batch) -> tuple[float, float]:
         """One step; its bound and loss."""
