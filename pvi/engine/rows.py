@@ -122,6 +122,10 @@ class Data:
         """The same with all rows in memory."""
         return self
 
+    def kept(self) -> "Data":
+        """All rows in memory, read once; refused where they don't fit."""
+        return self
+
     def rows(self, indices: Tensor) -> tuple[tuple, dict[str, Any]]:
         """The model's arguments for some rows."""
         return self._call({k: v[indices] if is_rows(v) else v for k, v in self.entries.items()})

@@ -42,7 +42,10 @@ class Partial(Data):
         return self.bytes <= WHOLE
 
     def whole(self) -> tuple[tuple, dict[str, Any]]:
-        """All rows, read once and kept.
+        return self.kept().whole()
+
+    def kept(self) -> Data:
+        """All rows in memory, read once.
 
         Raises:
             DataError: they are too many.
@@ -55,7 +58,7 @@ class Partial(Data):
             )
         if self._loaded is None:
             self._loaded = self.loaded()
-        return self._loaded.whole()
+        return self._loaded
 
     def loaded(self) -> Data:
         rows = self._placed(self._read(torch.arange(self.size, device="cpu")))

@@ -49,6 +49,7 @@ def to_datatree(
     """The posterior as an `xarray.DataTree` with dims (chain, draw, *plates, *event)."""
     import xarray
 
+    data = posterior.data.kept()
     with posterior.drawing(seed) as runner:
         namer = _Namer(runner.nodes, coords or {}, dims or {})
         parts: dict[str, list] = {"posterior": [], "posterior_predictive": [], "log_likelihood": []}
@@ -69,7 +70,7 @@ def to_datatree(
     groups["sample_stats"] = namer.dataset(stats)
     observed = {name: runner.nodes[name]["value"] for name in runner.observed}
     groups["observed_data"] = namer.dataset(observed, draws=False)
-    groups["constant_data"] = namer.constants(posterior.data.named(), observed)
+    groups["constant_data"] = namer.constants(data.named(), observed)
     attrs = {"inference_library": "pvi", "sampling": "independent draws from the guide"}
     groups = {name: group for name, group in groups.items() if group.data_vars}
     tree = xarray.DataTree.from_dict(groups)
