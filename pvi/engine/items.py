@@ -19,7 +19,6 @@ from pvi.engine.rows import (
     entries_of,
     is_rows,
     share,
-    weight,
 )
 from pvi.engine.stored import Partial, Rows, on_device
 from pvi.errors import DataError
@@ -85,9 +84,7 @@ class ItemData(Partial):
     def _read(self, indices: Tensor) -> Rows:
         return read_items(self.dataset, indices.tolist(), self.collate)
 
-    def batches(
-        self, batch_size: int | None, part: Part = ALONE, skip: int = 0
-    ) -> Iterator[Batch]:
+    def batches(self, batch_size: int | None, part: Part = ALONE, skip: int = 0) -> Iterator[Batch]:
         if self.own_loader is not None:
             yield from self._loaded_batches(self.own_loader, part, skip)
         elif batch_size is None:
@@ -160,9 +157,7 @@ class StreamData(Partial):
     def rows(self, indices: Tensor) -> tuple[tuple, dict[str, Any]]:
         return Data.rows(self, indices)
 
-    def batches(
-        self, batch_size: int | None, part: Part = ALONE, skip: int = 0
-    ) -> Iterator[Batch]:
+    def batches(self, batch_size: int | None, part: Part = ALONE, skip: int = 0) -> Iterator[Batch]:
         """One pass through the stream; every row counts the same.
 
         After `num_data` rows a batch is cut short: a stream that gives as many rows in a pass ends
@@ -185,13 +180,12 @@ class StreamData(Partial):
 
 def cut(data: Partial, entries: Rows, rows: int, size: int, part: Part) -> Batch:
     """A process's share of the first `rows` of a batch from a loader, on the device."""
-    numbers = torch.arange(rows, device="cpu")
-    mine = share(numbers, part)
-    start, stop = (int(mine[0]), int(mine[-1]) + 1) if len(mine) else (0, 0)
+    mine, weight = share(torch.arange(rows, device="cpu"), part)
+    start, stop = int(mine[0]), int(mine[-1]) + 1
     entries = {k: v[start:stop] if is_rows(v) else v for k, v in entries.items()}
     args, kwargs = data._call(data._placed(entries))
     indices = on_device(torch.arange(len(mine), device="cpu"), data.target)
-    return Batch(args, kwargs, indices, size, weight(mine, numbers, part))
+    return Batch(args, kwargs, indices, size, weight)
 
 
 def read_items(dataset: Any, numbers: list[int], collate: Callable) -> Rows:

@@ -130,9 +130,7 @@ class Data:
         """The model's arguments for some rows."""
         return self._call({k: v[indices] if is_rows(v) else v for k, v in self.entries.items()})
 
-    def batches(
-        self, batch_size: int | None, part: Part = ALONE, skip: int = 0
-    ) -> Iterator[Batch]:
+    def batches(self, batch_size: int | None, part: Part = ALONE, skip: int = 0) -> Iterator[Batch]:
         """One pass: all rows at once in order, or shuffled full-sized batches and their indices.
 
         Args:
@@ -153,8 +151,8 @@ class Data:
         return self._batch(torch.arange(self.size, device=self.device), part)
 
     def _batch(self, indices: Tensor, part: Part) -> Batch:
-        mine = share(indices, part)
-        return Batch(*self.rows(mine), mine, self.size, weight(mine, indices, part))
+        mine, weight = share(indices, part)
+        return Batch(*self.rows(mine), mine, self.size, weight)
 
     def _call(self, entries: Mapping[Key, Any]) -> tuple[tuple, dict[str, Any]]:
         positional = tuple(v for k, v in entries.items() if isinstance(k, int))
@@ -162,15 +160,17 @@ class Data:
         return positional + self.args, {**keywords, **self.kwargs}
 
 
-def share(rows: Tensor, part: Part) -> Tensor:
-    """One process's share of some rows: a stretch of them."""
+def share(rows: Tensor, part: Part) -> tuple[Tensor, float]:
+    """One process's stretch of some rows, and its weight in the mean over all processes.
+
+    So weighted, each row counts the same. Where there are fewer rows than processes, some have the
+    first row with weight 0.
+    """
     rank, number = part
-    return rows if number == 1 else rows.tensor_split(number)[rank]
-
-
-def weight(mine: Tensor, rows: Tensor, part: Part) -> float:
-    """Weight of a share in the mean over all, so that each row counts the same."""
-    return len(mine) * part[1] / len(rows)
+    if number == 1:
+        return rows, 1.0
+    mine = rows.tensor_split(number)[rank]
+    return (mine if len(mine) else rows[:1]), len(mine) * number / len(rows)
 
 
 def as_tensor(value: Any, device: Any = None) -> Any:

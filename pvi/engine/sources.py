@@ -111,7 +111,9 @@ class CSRSource(Source):
         places = torch.arange(len(rows)) + (starts - before)[rows]
         dense = self._values.new_zeros(len(indices), self.shape[1])
         where = (rows, self._columns[places].long())
-        return dense.index_put_(where, self._values[places], accumulate=True)  # repeated entries add
+        return dense.index_put_(
+            where, self._values[places], accumulate=True
+        )  # repeated entries add
 
 
 def as_source(value: Any) -> Source | None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pvi.engine.rows import ALONE, Batch, Data, Key, Part, as_tensor, is_rows, share, weight
+from pvi.engine.rows import ALONE, Batch, Data, Key, Part, is_rows, share
 from pvi.engine.shuffle import UNIFORM, Blocks, own_generator
 from pvi.engine.sources import Source
 from pvi.errors import DataError
@@ -83,9 +83,8 @@ class Partial(Data):
             yield self._batch(order[i * batch_size : (i + 1) * batch_size], part)
 
     def _batch(self, indices: Tensor, part: Part) -> Batch:
-        mine = share(indices, part)
-        numbers = on_device(mine, self.target)
-        return Batch(*self.rows(mine), numbers, self.size, weight(mine, indices, part))
+        mine, weight = share(indices, part)
+        return Batch(*self.rows(mine), on_device(mine, self.target), self.size, weight)
 
 
 @dataclass
@@ -131,9 +130,7 @@ class StoredData(Partial):
                 for k, v in self.sources.items()
             }
 
-    def batches(
-        self, batch_size: int | None, part: Part = ALONE, skip: int = 0
-    ) -> Iterator[Batch]:
+    def batches(self, batch_size: int | None, part: Part = ALONE, skip: int = 0) -> Iterator[Batch]:
         """One pass; rows of large files are shuffled by blocks, see `pvi.engine.shuffle.Blocks`."""
         if batch_size is None:
             yield from self.loaded().batches(None, part, skip)
@@ -158,18 +155,13 @@ class StoredData(Partial):
             if done + count >= skip:  # something of this buffer, or of its rest, is wanted
                 rows = self._buffer(stretches, rest, len(left))
                 for i in range(max(skip - done, 0), count):
-                    places = share(order[i * batch_size : (i + 1) * batch_size], part)
-                    yield self._gathered(rows, places, numbers, batch_size, part)
+                    places, weight = share(order[i * batch_size : (i + 1) * batch_size], part)
+                    batch = self._call(self._placed(_at(rows, places)))
+                    indices = on_device(numbers[places], self.target)
+                    yield Batch(*batch, indices, self.size, weight)
                 rest = _at(rows, order[count * batch_size :])
                 del rows
             left, done = numbers[order[count * batch_size :]], done + count
-
-    def _gathered(
-        self, rows: Rows, places: Tensor, numbers: Tensor, batch_size: int, part: Part
-    ) -> Batch:
-        args, kwargs = self._call(self._placed(_at(rows, places)))
-        indices = on_device(numbers[places], self.target)
-        return Batch(args, kwargs, indices, self.size, len(places) * part[1] / batch_size)
 
 
 def is_stored(value: Any) -> bool:
@@ -190,7 +182,11 @@ def _filled(value: Any, stretches: list[range], rest: Tensor | None, total: int)
     """These stretches in one tensor; without `rest`, nobody asks for the rows behind them."""
     result, end = None, 0
     for rows in stretches:
-        part = value.slice(rows.start, rows.stop) if is_stored(value) else value[rows.start : rows.stop]
+        part = (
+            value.slice(rows.start, rows.stop)
+            if is_stored(value)
+            else value[rows.start : rows.stop]
+        )
         if result is None:
             result = torch.empty(total, *part.shape[1:], dtype=part.dtype)
         result[end : end + len(part)] = part

@@ -11,6 +11,7 @@ from pvi.engine.traces import Program, preserved_rng
 from pvi.errors import FitError
 from pvi.fit.callbacks import Callback
 from pvi.fit.checkpoint import Checkpoints
+from pvi.fit.distributed import join
 from pvi.fit.programs import prepare
 from pvi.fit.progress import Progress
 from pvi.fit.result import Fit
@@ -79,6 +80,8 @@ def fit(
             last good one, bit by bit (on a CPU) as if it had never stopped.
         every: steps between two checkpoints; by default there is one every half a minute.
 
+    Under `torchrun` the processes share each batch, see the page on several processes.
+
     Returns:
         A `Fit`. Interrupting (Ctrl-C) returns what is there, with `converged=False`.
 
@@ -97,18 +100,22 @@ def fit(
     >>> bool(abs(fitted.posterior.sample(1000, seed=0)["mu"].mean() - 2.0) < 0.2)
     True
     """
-    checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every)
+    team = join(device)
+    device = team.device(device)
+    checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every, team)
     if every is not None and checkpoint is None:
         raise FitError("every= is the time between checkpoints: give checkpoint=, their folder")
     with ExitStack() as stack:
         if seed is not None:
             stack.enter_context(preserved_rng())
             torch.manual_seed(seed)
+        team.same_random()
         stack.enter_context(torch.device(device) if device is not None else nullcontext())
         programs = (model, guide, data, args, kwargs, reparam, device)
         model, guide, rows = prepare(*programs, batch_size, num_data)
-        trainer = Trainer(model, guide, rows, objective, batch_size, plate, list(callbacks), seed)
+        options = (objective, batch_size, plate, list(callbacks), seed, team)
+        trainer = Trainer(model, guide, rows, *options)
         anneal = trainer.anneal()
         schedule = Schedule(trainer.steps_per_epoch, steps, epochs, lr, optimizer, anneal)
-        with Progress(progress, schedule.steps) as bar:
+        with Progress(progress if team.first else False, schedule.steps) as bar:
             return trainer.train(schedule, bar, checkpoints, device)

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pvi.engine.data import Data
-from pvi.engine.subsampling import Minibatch, plate_frames
+from pvi.engine.subsampling import Minibatch, OwnNoise, plate_frames
 from pvi.engine.traces import Program, density, deterministic_nodes, run_hidden, sample_nodes
 from pvi.errors import GuideError, ModelError
+from pvi.fit.distributed import ALONE, Team
 from pvi.guides import Guide, prior_median
 
 ROW_FREE = {  # Pyro's guides with one joint distribution over the latents of all rows
@@ -212,12 +213,21 @@ class Minibatches:
     The guide must have its parameters already, with one row for every row of the data.
     """
 
-    def __init__(self, model: Program, guide: Program, plates: frozenset[str], data: Data):
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        plates: frozenset[str],
+        data: Data,
+        team: Team = ALONE,
+    ):
         numbered = data.numbered  # a DataLoader does not tell which rows it gives
         self._handlers = [Minibatch(plates, data.size, feed=feed) for feed in (False, numbered)]
         self._guide, self._plates, self._data = guide, plates, data
         self.model = self._handlers[0](model)
         self.guide = self._handlers[1](guide)
+        if not team.alone:
+            self.guide = OwnNoise(plates, team.rank)(self.guide)
         _check_rows(guide, plates, numbered)
 
     def select(self, indices: Tensor | None, size: int | None = None) -> None:

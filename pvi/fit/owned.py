@@ -56,9 +56,7 @@ def row_parameter(data: Data, model: Program, guide: Program) -> str:
     return found
 
 
-def _shapes(
-    data: Data, model: Program, guide: Program, rows: int
-) -> Mapping[str, tuple[int, ...]]:
+def _shapes(data: Data, model: Program, guide: Program, rows: int) -> Mapping[str, tuple[int, ...]]:
     """Shapes of the parameters that a copy of the guide creates on some rows; none if it fails,
     for the checks that come say it better.
     """

@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -19,9 +19,10 @@ from pvi.engine.objective import Evaluation
 from pvi.engine.params import Params
 from pvi.engine.plan import make_plan
 from pvi.engine.traces import Program, plates_of, preserved_rng
-from pvi.errors import CheckpointError, DataError, GuideError, PviError
+from pvi.errors import CheckpointError, DataError, FitError, GuideError, PviError
 from pvi.fit.callbacks import Callback
 from pvi.fit.checkpoint import Checkpoints
+from pvi.fit.distributed import ALONE, Team
 from pvi.fit.drift import Path, leaves_in, rise_ahead
 from pvi.fit.minibatch import Minibatches, check_additive, data_plates
 from pvi.fit.progress import Progress
@@ -34,6 +35,11 @@ from pvi.posterior import Posterior
 TEMPERED = (
     "KL weights other than 1, free bits and the like make the guide aim at a tempered posterior, "
     "not this one"
+)
+NO_SHARES = (
+    "several processes share the rows of the data, but there are none to share: pass at least one "
+    "row for each process as data=, in a plate of the model that follows their number. Otherwise "
+    "run one process, without torchrun."
 )
 PARTICLES, SMALL = 8, 20_000  # draws in a step of a model with at most so many numbers
 
@@ -51,8 +57,9 @@ class Trainer:
         plate: str | Sequence[str] | None,
         callbacks: list[Callback],
         seed: int | None,
+        team: Team = ALONE,
     ):
-        self.seed = seed
+        self.seed, self.team = seed, team
         self.model, self.guide, self.data, self.callbacks = model, guide, data, callbacks
         self.params = Params(model, guide)
         check_finite(data.named())
@@ -63,8 +70,10 @@ class Trainer:
         self._numbers = sum(node["value"].numel() for node in nodes)
         self._passes = math.ceil(max((p.scale for x in nodes for p in plates_of(x)), default=1.0))
         self.batch_size = _batch_size(batch_size, data)
-        self.batched = self._minibatches(plate, self.batch_size) if self.batch_size else None
+        rows = self.batch_size or self._shared_rows()
+        self.batched = self._minibatches(plate, rows) if rows else None
         self.objective = replace(objective or ELBO(self._particles(), kl="exact"))  # own baselines
+        team.check(self.objective)
         self.history = History()
 
     def anneal(self) -> int:
@@ -96,13 +105,28 @@ class Trainer:
             plan = make_plan(self.model, self.guide, *self.data.probe(), "joint")
         return PARTICLES if plan.vectorized else 1
 
+    def _shared_rows(self) -> int:
+        """Rows in a batch of all rows, of which several processes take a share each; 0 if one."""
+        if self.team.alone or isinstance(self.guide, Laplace):
+            return 0
+        if self.data.size < self.team.number:
+            raise FitError(NO_SHARES)
+        return self.data.size
+
+    def batches(self, skip: int = 0) -> Iterator[Batch]:
+        """This process's share of each batch of one epoch."""
+        return self.data.batches(self.batch_size, self.team.part, skip)
+
     def _minibatches(self, plate: str | Sequence[str] | None, batch_size: int) -> Minibatches:
         named = [plate] if isinstance(plate, str) else plate
         with self.params.scope(), self.params.evaluation():
             plates = data_plates(self.model, self.data, batch_size, named)
             if plate is None:
                 check_additive(self.model, self.data, batch_size, plates)
-            batched = Minibatches(self.model, self.guide, plates, self.data)
+            if not plates and not self.team.alone:
+                raise FitError(NO_SHARES)
+            self.team.check_same(self.data, batch_size)
+            batched = Minibatches(self.model, self.guide, plates, self.data, self.team)
             batched.probe(batch_size)
         return batched
 
@@ -160,6 +184,7 @@ class Trainer:
                     stopped = training.run(checkpoints)
                 finally:
                     checkpoints.write(training)
+        self.team.broadcast(self.params.tensors().values())  # buffers are each process's own
         if stopped:
             return "stopped by a callback"
         level = schedule.shortfall(self.history.losses)
@@ -183,8 +208,8 @@ class Trainer:
 
         def bound(seed: int) -> float:
             torch.manual_seed(seed)
-            batch = next(self.data.batches(self.batch_size))
-            return -float(self.evaluate(batch, step).loss)
+            batch = next(self.batches())
+            return -self.team.mean(float(self.evaluate(batch, step).loss), batch.weight)
 
         with preserved_rng(), torch.no_grad(), self.params.evaluation():
             return rise_ahead(leaves, way, bound)
@@ -198,7 +223,7 @@ class Trainer:
     def look(self) -> None:
         """Let the objective look at the programs and decide how to run them, as at the start."""
         with preserved_rng(), torch.no_grad():
-            self.evaluate(next(self.data.batches(self.batch_size)), 0)
+            self.evaluate(next(self.batches()), 0)
         self.params.sync()
 
     @property

@@ -31,6 +31,8 @@ class Training:
 
     def __init__(self, task: Any, schedule: Schedule, bar: Progress):
         self.task, self.schedule, self.bar = task, schedule, bar
+        self.team = task.team
+        self.team.broadcast(task.params.tensors().values())
         self.optimizer = schedule.optimizer(task.params)
         self.path = Path()
         self.step = self.failures = 0
@@ -64,6 +66,7 @@ class Training:
             self.whole = True
             state = Step(self.step, bound, loss, self.task.params)
             stopped = any([callback(state) is True for callback in self.task.callbacks])
+            stopped = self.team.any(stopped) if self.task.callbacks else stopped
             if checkpoints is not None:
                 checkpoints.after_step(self)
             if stopped:
@@ -74,12 +77,13 @@ class Training:
         """Batches without end, from the middle of an epoch where a checkpoint left off."""
         data = self.task.data
         while True:
+            self.team.same_random()
             now, done = random_state(data.loader), self.in_epoch
             if done:
                 set_random_state(self.epoch_start, data.loader)
             else:
                 self.epoch_start = now
-            batches = data.batches(self.task.batch_size, skip=max(done - 1, 0))
+            batches = self.task.batches(skip=max(done - 1, 0))
             if done:
                 self._check_same(next(batches, None))
                 set_random_state(now, data.loader)
@@ -106,8 +110,7 @@ class Training:
 
     def _take(self, batch: Batch) -> tuple[float, float]:
         """One step; its bound and loss."""
-        value, grad_norm = self._gradient(batch)
-        record = value.record()
+        value, record, grad_norm = self._gradient(batch)
         bound, loss = record["bound"], record["loss"]
         if math.isfinite(loss) and math.isfinite(grad_norm):
             self.optimizer.step()
@@ -124,8 +127,10 @@ class Training:
         self.bar.update(self.step, bound, self.schedule.plateau)
         return bound, loss
 
-    def _gradient(self, batch: Batch) -> tuple[Evaluation, float]:
-        """Loss and gradient on one batch; parameters that appear only now are trained too."""
+    def _gradient(self, batch: Batch) -> tuple[Evaluation, dict[str, float], float]:
+        """Loss, record and gradient on one batch; parameters that appear only now are trained
+        too.
+        """
         params = self.task.params
         self.optimizer.zero_grad()
         known = params.created()
@@ -137,9 +142,10 @@ class Training:
             raise GuideError("the loss depends on no parameter, so there is nothing to fit")
         if not self.history:
             self._check_strays(value)
-        value.loss.backward()
+        (value.loss if batch.weight == 1.0 else value.loss * batch.weight).backward()
+        record = self.team.average(value.record(), leaves_in(self.optimizer), batch.weight)
         grads = [p.grad for p in leaves_in(self.optimizer) if p.grad is not None]
-        return value, float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+        return value, record, float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
     def _check_strays(self, value: Evaluation) -> None:
         """Refuse parameters that shape the loss but that nobody trains."""
