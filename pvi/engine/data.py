@@ -66,7 +66,7 @@ def as_data(
     else:
         entries = {k: as_source(v) or as_tensor(v, device) for k, v in entries_of(data).items()}
         if any(map(is_stored, entries.values())):
-            result = _stored(entries, constants, device, batch_size, model)
+            result = _stored(entries, constants, device, model)
         else:
             result = Data(entries, *constants)
     result.names = names_of(result.entries, model)
@@ -82,9 +82,7 @@ def _is_stream(data: Any) -> bool:
     return known and (isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"))
 
 
-def _stored(
-    sources: dict, constants: tuple, device: Any, batch_size: int | None, model: Any
-) -> Data:
+def _stored(sources: dict, constants: tuple, device: Any, model: Any) -> Data:
     """Arrays on disk: all arguments must have the same rows."""
     lengths = {k: len(v) for k, v in sources.items() if is_stored(v) or is_rows(v)}
     names = names_of(sources, model)
@@ -95,7 +93,7 @@ def _stored(
     if size == 0:
         raise DataError(f"data is empty: argument '{names[next(iter(lengths))]}' has no rows")
     result = StoredData({}, *constants, target=device, sources=sources)
-    numbers = torch.arange(min(size, max(batch_size or 0, PROBE)), device="cpu")
+    numbers = torch.arange(min(size, PROBE), device="cpu")
     result.entries = result._placed(result._read(numbers))
     return result
 
@@ -110,7 +108,7 @@ def _from_items(data: Any, constants: tuple, device: Any, batch_size: int | None
         raise DataError("data is empty: the Dataset has no items")
     if loader is not None:
         batch_size = loader_batch_size(loader)
-    number = min(size, max(batch_size or 0, 8))
+    number = min(size, PROBE, max(batch_size or 0, 8))
     with preserved_rng():
         entries = read_items(dataset, list(range(number)), collate)
     entries = {k: on_device(v, device) for k, v in entries.items()}
@@ -132,7 +130,7 @@ def _streamed(
             raise DataError("an IterableDataset needs batch_size=, or a DataLoader around it")
         data = DataLoader(data, batch_size=batch_size)
     with preserved_rng():
-        entries = first_of_stream(data, max(data.batch_size or 0, 8))
+        entries = first_of_stream(data, min(PROBE, max(data.batch_size or 0, 8)))
     rows = data.batch_size
     if rows is None:
         with preserved_rng():

@@ -18,6 +18,7 @@ from pvi.engine.rows import (
     checksum,
     entries_of,
     is_rows,
+    on_cpu,
     share,
 )
 from pvi.engine.stored import Partial, Rows, on_device
@@ -129,10 +130,6 @@ class StreamData(Partial):
         return self.num_data
 
     @property
-    def reach(self) -> int:
-        return self.shown
-
-    @property
     def fits(self) -> bool:
         return False
 
@@ -153,9 +150,6 @@ class StreamData(Partial):
             "this needs all rows at once, which a stream does not give. Give batch_size=, or some "
             "rows as tensors."
         )
-
-    def rows(self, indices: Tensor) -> tuple[tuple, dict[str, Any]]:
-        return Data.rows(self, indices)
 
     def batches(self, batch_size: int | None, part: Part = ALONE, skip: int = 0) -> Iterator[Batch]:
         """One pass through the stream; every row counts the same.
@@ -190,7 +184,7 @@ def cut(data: Partial, entries: Rows, rows: int, size: int, part: Part) -> Batch
 
 def read_items(dataset: Any, numbers: list[int], collate: Callable) -> Rows:
     """Some items as one batch."""
-    with torch.device("cpu"):
+    with on_cpu():
         if hasattr(dataset, "__getitems__"):
             return as_rows(collate(dataset.__getitems__(numbers)))
         return as_rows(collate([dataset[i] for i in numbers]))
@@ -198,10 +192,10 @@ def read_items(dataset: Any, numbers: list[int], collate: Callable) -> Rows:
 
 def pulled(batches: Iterable) -> Iterator[Any]:
     """From a loader, which works on the CPU whatever the default device of the fit is."""
-    with torch.device("cpu"):
+    with on_cpu():
         iterator = iter(batches)
     while True:
-        with torch.device("cpu"):
+        with on_cpu():
             try:
                 batch = next(iterator)
             except StopIteration:
@@ -228,7 +222,7 @@ def _empty() -> Rows:
 
 
 def as_rows(batch: Any) -> Rows:
-    with torch.device("cpu"):
+    with on_cpu():
         return {k: as_tensor(v) for k, v in entries_of(batch).items()}
 
 

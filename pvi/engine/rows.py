@@ -3,6 +3,7 @@
 import inspect
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -72,11 +73,6 @@ class Data:
     def shown(self) -> int:
         """Number of rows in memory, which the checks at the start look at."""
         return next((len(v) for v in self.entries.values() if is_rows(v)), 0)
-
-    @property
-    def reach(self) -> int:
-        """Number of rows that `rows` can be asked for."""
-        return self.size
 
     @property
     def fits(self) -> bool:
@@ -158,6 +154,15 @@ class Data:
         positional = tuple(v for k, v in entries.items() if isinstance(k, int))
         keywords = {k: v for k, v in entries.items() if isinstance(k, str)}
         return positional + self.args, {**keywords, **self.kwargs}
+
+
+def on_cpu() -> AbstractContextManager:
+    """Inside: tensors are made on the CPU, whatever the default device of the fit.
+
+    Nothing where they are anyway, for the mode makes each call of torch slower.
+    """
+    default = torch.get_default_device().type == "cpu"
+    return nullcontext() if default else torch.device("cpu")
 
 
 def share(rows: Tensor, part: Part) -> tuple[Tensor, float]:

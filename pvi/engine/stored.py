@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pvi.engine.rows import ALONE, Batch, Data, Key, Part, is_rows, share
+from pvi.engine.rows import ALONE, Batch, Data, Key, Part, is_rows, on_cpu, share
 from pvi.engine.shuffle import UNIFORM, Blocks, own_generator
 from pvi.engine.sources import Source
 from pvi.errors import DataError
 
-PROBE = 256  # rows that the checks at the start look at, if batches are not larger
+PROBE = 256  # rows that the checks at the start look at
 WHOLE = 2**30  # bytes that are read into memory where all rows are needed at once
 Rows = dict[Key, Any]
 
@@ -65,6 +65,12 @@ class Partial(Data):
         return Data(rows, self.args, self.kwargs, self.names)
 
     def rows(self, indices: Tensor) -> tuple[tuple, dict[str, Any]]:
+        """Of the probe where they are there; so the checks read nothing twice."""
+        if len(indices) and int(indices.max()) < self.shown:
+            return super().rows(indices)
+        return self._fetched(indices)
+
+    def _fetched(self, indices: Tensor) -> tuple[tuple, dict[str, Any]]:
         return self._call(self._placed(self._read(indices.cpu())))
 
     @abstractmethod
@@ -84,7 +90,7 @@ class Partial(Data):
 
     def _batch(self, indices: Tensor, part: Part) -> Batch:
         mine, weight = share(indices, part)
-        return Batch(*self.rows(mine), on_device(mine, self.target), self.size, weight)
+        return Batch(*self._fetched(mine), on_device(mine, self.target), self.size, weight)
 
 
 @dataclass
@@ -108,12 +114,12 @@ class StoredData(Partial):
     def fingerprint(self) -> dict[str, Any]:
         """Shape, dtype and checksum; of what is not in memory of some rows."""
         result = super().fingerprint()
-        with torch.device("cpu"):
+        with on_cpu():
             marks = {self.names[k]: v.mark() for k, v in self.sources.items() if is_stored(v)}
         return result | marks
 
     def _read(self, indices: Tensor) -> Rows:
-        with torch.device("cpu"):
+        with on_cpu():
             return {
                 k: v.take(indices) if is_stored(v) else v[indices.to(v.device)] if is_rows(v) else v
                 for k, v in self.sources.items()
@@ -122,7 +128,7 @@ class StoredData(Partial):
     def _buffer(self, stretches: list[range], rest: Rows | None, left: int) -> Rows:
         """The entries at these stretches of rows and, behind them, what was left over."""
         total = left + sum(map(len, stretches))
-        with torch.device("cpu"):
+        with on_cpu():
             return {
                 k: _filled(v, stretches, rest and rest[k], total)
                 if is_stored(v) or is_rows(v)

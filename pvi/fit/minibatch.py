@@ -86,7 +86,7 @@ def _named_plates(named: frozenset[str], follow: set[str], known: list[str]) -> 
 
 def _probe_size(data: Data, batch_size: int) -> int:
     """Rows to try the model on: a batch, but enough for halves that are not trivial."""
-    return min(data.reach, max(batch_size, 8))
+    return min(data.shown, max(batch_size, 8))
 
 
 def _check_odd(one: Mapping, two: Mapping, known: set[str]) -> None:
@@ -242,8 +242,9 @@ class Minibatches:
         Raises:
             GuideError: it seems to want both.
         """
-        size = self._data.reach
-        last = torch.arange(size - min(batch_size, size), size, device=self._data.device)
+        shown = self._data.shown
+        end = self._data.size if self._data.numbered else shown
+        last = torch.arange(end - min(batch_size, shown), end, device=self._data.device)
         args, kwargs = self._data.rows(last)
         self.select(last)
         try:
