@@ -94,7 +94,7 @@ def with_pyro(batches: Iterator[tuple[Tensor, Tensor]], size: int) -> Tensor:
 def by_hand(folder: Path) -> Iterator[tuple[Tensor, Tensor]]:
     """Shuffled batches of a memmap as one would write them: its rows by sorted numbers."""
     x, y = arrays(folder)
-    for numbers in torch.randperm(len(x)).split(BATCH):
+    for numbers in torch.randperm(len(x)).split(BATCH)[: LIMITED // BATCH]:
         ordered = numbers.sort().values.numpy()
         yield torch.from_numpy(x[ordered]), torch.from_numpy(y[ordered])
 
@@ -121,12 +121,12 @@ WAYS: dict[str, tuple[int | None, Callable[[Path], Tensor]]] = {
     "pvi, memmap": (None, lambda folder: with_pvi(arrays(folder))),
     "pvi, arrays in memory": (None, lambda folder: with_pvi(arrays(folder, None))),
     "Pyro SVI, memmap by hand": (
-        None,
+        LIMITED,
         lambda folder: with_pyro(by_hand(folder), len(arrays(folder)[0])),
     ),
     "pvi, DataLoader of items": (
         LIMITED,
-        lambda folder: _without_pvi_loader(folder),
+        lambda folder: with_loader(folder),
     ),
     "Pyro SVI, DataLoader of items": (
         LIMITED,
@@ -135,7 +135,7 @@ WAYS: dict[str, tuple[int | None, Callable[[Path], Tensor]]] = {
 }
 
 
-def _without_pvi_loader(folder: Path) -> Tensor:
+def with_loader(folder: Path) -> Tensor:
     fit = pvi.fit(
         model,
         data=items(folder),

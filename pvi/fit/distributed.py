@@ -192,7 +192,7 @@ def join(device: Any) -> Team:
             return ALONE
         cuda = device is not None and torch.device(device).type == "cuda"
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+            _meet("cpu:gloo,cuda:nccl" if cuda else "gloo")
         except (RuntimeError, ValueError) as error:
             raise FitError(
                 f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes can't meet "
@@ -202,6 +202,18 @@ def join(device: Any) -> Team:
         atexit.register(_leave)
     number = dist.get_world_size()
     return ALONE if number == 1 else Team(dist.get_rank(), number)
+
+
+def _meet(backend: str) -> None:
+    """Form the group; after a restart under names of its own.
+
+    torchrun keeps its store when it restarts processes, and torch 2.13 then finds the addresses of
+    those that are gone there ("Connection refused").
+    """
+    store, rank, number = next(dist.rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"pvi/attempt{attempt}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=number)
 
 
 def _leave() -> None:

@@ -100,7 +100,8 @@ class Training:
 
     def _check_same(self, batch: Batch | None) -> None:
         """Refuse to go on in the middle of an epoch whose rows come in another order now."""
-        if self.batch_mark is not None and (batch is None or batch.checksum() != self.batch_mark):
+        mark = self.batch_mark if self.team.first else None  # it is of the first process's share
+        if mark is not None and (batch is None or batch.checksum() != mark):
             raise CheckpointError(
                 f"the data don't give the same rows again at step {self.step}, so this fit can't "
                 "go on where it was: its stream, sampler or transform draws from a random state "
