@@ -101,7 +101,7 @@ def _stored(sources: dict, constants: tuple, device: Any, model: Any) -> Data:
 def _from_items(data: Any, constants: tuple, device: Any, batch_size: int | None) -> Data:
     """A map-style data set, or a loader of one."""
     loader = data if isinstance(data, DataLoader) else None
-    dataset = data if loader is None else loader.dataset
+    dataset: Any = data if loader is None else loader.dataset
     collate = default_collate if loader is None else loader.collate_fn
     size = len(dataset)
     if size == 0:

@@ -206,7 +206,8 @@ def pulled(batches: Iterable) -> Iterator[Any]:
 def first_of_stream(loader: DataLoader, rows: int) -> Rows:
     """About so many rows from the beginning of a stream; single rows without the workers."""
     if loader.batch_size is not None:
-        items = list(islice(pulled(loader.dataset), rows))
+        stream: Any = loader.dataset
+        items = list(islice(pulled(stream), rows))
         return as_rows(loader.collate_fn(items)) if items else _empty()
     batches: list[Rows] = []
     for batch in pulled(loader):

@@ -130,7 +130,7 @@ class StoredData(Partial):
         total = left + sum(map(len, stretches))
         with on_cpu():
             return {
-                k: _filled(v, stretches, rest and rest[k], total)
+                k: _filled(v, stretches, rest[k] if rest else None, total)
                 if is_stored(v) or is_rows(v)
                 else v
                 for k, v in self.sources.items()
