@@ -1,8 +1,8 @@
 """Two processes under torchrun beside one: the same fit, and how much faster.
 
-Both train a Bayesian neural network (20 - 64 - 1) on the same batches of 20,000 rows, one thread each.
-The fit is the same because the order of rows and the noise of global latents are. Times are medians
-over repeats; on two cores that other jobs use as well they say little.
+Both train a Bayesian neural network (20 - 64 - 1) on the same batches of 20,000 rows, one thread
+each. The fit is the same because the order of rows and the noise of global latents are. Times are
+medians over repeats; on two cores that other jobs use as well they say little.
 """
 
 import json
