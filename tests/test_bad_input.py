@@ -160,7 +160,7 @@ class TestData:
             def __iter__(self) -> Iterator[Tensor]:
                 yield torch.zeros(1)
 
-        with pytest.raises(DataError, match=r"without a length.*map-style"):
+        with pytest.raises(DataError, match=r"unknown length.*num_data="):
             pvi.fit(model, data=Stream(), steps=3)
 
     def test_empty_dataset(self) -> None:
