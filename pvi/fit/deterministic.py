@@ -53,6 +53,10 @@ def why_not(task: Any) -> str:
         return "the guide is not one of pvi's normal families"
     if any(id(p) not in own for p in task.params.named().values()):
         return "the model has parameters of its own"
+    if not task.team.alone:
+        return f"{task.team.number} processes share the rows"
+    if task.data.partial:
+        return "the data are read in pieces"
     if task.batched or task.data.loader is not None:
         return "the data come in minibatches"
     if objective.is_weighted or not objective.is_plain or objective.alpha != 1.0:

@@ -190,7 +190,8 @@ class Recovery:
                 seen = training.step - last > 2 * training.task.steps_per_epoch
             else:
                 rows = [b.indices for b in batches]
-                seen = row == NONE or any(r is None or bool((r == row).any()) for r in rows)
+                mine = row == NONE or any(r is None or bool((r == row).any()) for r in rows)
+                seen = training.team.any(mine)
             if seen:
                 del self.strikes[key]
 
