@@ -21,6 +21,8 @@ NAMES = (
     "sandwich",
     "guides",
     "checkpoints",
+    "distributed",
+    "big_data",
     *NEEDS_DATA,
 )
 

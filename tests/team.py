@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyro
 import pyro.distributions as dist
@@ -122,6 +123,12 @@ def faulty(*steps: int, raises: bool = False, **options: Any) -> pvi.Fit:
     return fit(model, callbacks=[model.count], **options)
 
 
+def late() -> pvi.Fit:
+    """As on an accelerator: numbers are looked at after every fourth step."""
+    with patch.object(sys.modules["pvi.fit.training"], "looks", return_value=4):
+        return faulty(15, raises=True, batch_size=20)
+
+
 def stopped() -> pvi.Fit:
     """By a callback that only the last process has."""
     last = os.environ.get("RANK", "1") == "1"
@@ -151,6 +158,7 @@ CASES: dict[str, Callable[..., pvi.Fit]] = {
 NOISY: dict[str, Callable[..., pvi.Fit]] = {
     "rows": lambda: fit(local, steps=200),
     "encoder": encoded,
+    "late": late,
     "errors in accumulated batches": lambda: faulty(
         5, 6, 7, raises=True, batch_size=20, accumulate=2
     ),

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
 import pvi
+from pvi.engine.subsampling import OwnNoise
 from pvi.errors import FitError
 from tests import team
 
@@ -115,6 +118,33 @@ def test_killed(two: list[dict[str, Any]]) -> None:
 def test_refused(two: list[dict[str, Any]], name: str, message: str) -> None:
     for found in two:
         assert found[name].startswith(message)
+
+
+def test_late(two: list[dict[str, Any]]) -> None:
+    """A process whose programs fail can't tell the others before all of them look."""
+    converged, _, first, *_ = two[0]["late"]["end"]
+    assert not converged
+    assert re.match(r"step 17: .*; went back to step 0", first)
+    values = torch.tensor([x for xs in two[0]["late"]["parameters"].values() for x in xs])
+    assert bool(values.isfinite().all())
+
+
+@pytest.mark.usefixtures("isolated")
+def test_own_noise_ends_with_an_error() -> None:
+    """The common stream goes on where it was."""
+
+    def fails() -> None:
+        with pyro.plate("data", 2):
+            probs = torch.full((2, 3), torch.nan)
+            pyro.sample("k", dist.Categorical(probs=probs, validate_args=False))
+
+    torch.manual_seed(0)
+    with pytest.raises(RuntimeError, match="probability tensor contains"):
+        OwnNoise({"data"}, 1)(fails)()
+    found = torch.get_rng_state()
+    torch.manual_seed(0)
+    torch.randint(2**62, ())  # from which the noise of the rows starts
+    assert torch.equal(found, torch.get_rng_state())
 
 
 @pytest.mark.usefixtures("isolated")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from pvi.engine.checks import check, check_values
 from pvi.engine.data import Batch, Data, as_data
@@ -199,13 +200,14 @@ def read_held(
     device: Any,
     batch_size: int | None,
 ) -> Data:
-    """Read `validation_data=`, see `as_data`.
+    """Read `validation_data=` outside of the fit's random stream, see `as_data`.
 
     Raises:
         DataError: as there.
     """
     try:
-        return as_data(data, args, kwargs, model, device, batch_size=batch_size)
+        with kept_random(data if isinstance(data, DataLoader) else None):
+            return as_data(data, args, kwargs, model, device, batch_size=batch_size)
     except DataError as error:
         raise DataError(f"validation_data: {error}") from error
 
