@@ -15,6 +15,7 @@ from pvi.engine.items import (
     read_items,
 )
 from pvi.engine.kinds import check_constants, check_data, check_rows_kind
+from pvi.engine.numbers import whole_number
 from pvi.engine.rows import (
     NO_ROWS,
     Batch,
@@ -138,8 +139,7 @@ def _streamed(
     """A stream, alone or in a loader."""
     if num_data is None:
         num_data = _length(data.dataset if isinstance(data, DataLoader) else data)
-    if not isinstance(num_data, int) or num_data < 1:
-        raise DataError(f"num_data must be a whole number of rows >= 1, got {num_data!r}")
+    num_data = whole_number("num_data", num_data, error=DataError)
     if not isinstance(data, DataLoader):
         if batch_size is None:
             raise DataError("an IterableDataset needs batch_size=, or a DataLoader around it")
