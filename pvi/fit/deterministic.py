@@ -129,7 +129,8 @@ class Deterministic:
             density.derivatives(layout.start().to(torch.get_default_dtype()))
         except (PviError, RuntimeError, ValueError, TypeError):
             return None  # what a model raises in other circumstances than its own
-        return density if _is_function(density, layout.start()) else None
+        usable = density.is_whole and _is_function(density, layout.start())
+        return density if usable else None
 
     def _from_modes(self, route: FixedDraws, density: LogJoint) -> str:
         """Fit from every mode, and stay at the best."""
