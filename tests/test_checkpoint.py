@@ -7,7 +7,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +308,15 @@ def test_errors_of_callbacks_lose_nothing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["step-000013"]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is listened to, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_waits_for_the_step(tmp_path: Path) -> None:
     """A signal in the middle of a step is answered at its end, with a checkpoint."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -15,10 +15,11 @@ from pvi.fit.fixed_draws import WIDEST, FixedDraws, Moments
 from pvi.fit.options import Options
 from pvi.fit.progress import Progress
 from pvi.fit.restarts import Mode, find_modes, shares
-from pvi.guides import Laplace
+from pvi.guides import FullRank, LowRank, MeanField, Structured
 from pvi.guides.mean_field import NormalGuide
 from pvi.guides.mode import LogJoint
 
+NORMAL = (MeanField, FullRank, LowRank, Structured)  # not what others derive from them
 FRESH, MEASURED = 20, 128  # evaluations at the solution, to report its bound; particles in each
 SAME = 0.5  # posterior sds: means that are closer are those of one mode
 OPTIMISTIC = 1.0  # nats by which the bound over fixed draws may exceed that over others
@@ -39,6 +40,11 @@ class Stopped(Exception):
     """A callback has ended the fit."""
 
 
+def is_normal(guide: Any) -> TypeGuard[NormalGuide]:
+    """Whether `transport` and `entropy` are surely those of the guide's sites."""
+    return type(guide) in NORMAL
+
+
 def why_not(task: Any) -> str:
     """Why a fit can't take the deterministic route; "" if it can.
 
@@ -48,9 +54,9 @@ def why_not(task: Any) -> str:
     guide, objective = task.guide, task.objective
     if task.options != Options() or task.validation is not None:
         return "options that need steps are given"
-    own = {id(p) for p in guide.parameters()} if isinstance(guide, NormalGuide) else set()
-    if not own or isinstance(guide, Laplace):
+    if not is_normal(guide):
         return "the guide is not one of pvi's normal families"
+    own = {id(p) for p in guide.parameters()}
     if any(id(p) not in own for p in task.params.named().values()):
         return "the model has parameters of its own"
     if not task.team.alone:
@@ -127,7 +133,8 @@ class Deterministic:
             density.derivatives(layout.start().to(torch.get_default_dtype()))
         except (PviError, RuntimeError, ValueError, TypeError):
             return None  # what a model raises in other circumstances than its own
-        return density if _is_function(density, layout.start()) else None
+        usable = density.is_whole and _is_function(density, layout.start())
+        return density if usable else None
 
     def _from_modes(self, route: FixedDraws, density: LogJoint) -> str:
         """Fit from every mode, and stay at the best."""

@@ -7,10 +7,10 @@ import torch
 from pvi.engine.params import Params
 from pvi.engine.traces import preserved_rng
 from pvi.errors import FitError
+from pvi.fit.deterministic import is_normal
 from pvi.fit.double import doubled, in_double
 from pvi.fit.fixed_draws import FixedDraws
-from pvi.guides import FullRank, Laplace
-from pvi.guides.mean_field import NormalGuide
+from pvi.guides import FullRank
 from pvi.guides.mode import LogJoint
 from pvi.posterior import Posterior
 
@@ -39,7 +39,7 @@ def linear_response(posterior: Posterior, num_draws: int = NUM_DRAWS) -> Posteri
         Giordano, Broderick, Jordan 2018; Giordano, Ingram, Broderick 2024, section 3.3.
     """
     guide, model = posterior.guide, posterior.model
-    if not isinstance(guide, NormalGuide) or isinstance(guide, Laplace):
+    if not is_normal(guide):
         raise FitError(
             f"linear response needs a guide of pvi's normal families, such as MeanField, not "
             f"{type(guide).__name__}"

@@ -15,7 +15,7 @@ from pvi.engine.traces import Program
 from pvi.errors import GuideError
 from pvi.guides.init import InitLoc
 from pvi.guides.layout import Layout
-from pvi.guides.mean_field import NormalGuide
+from pvi.guides.mean_field import LocScaleGuide
 from pvi.guides.mode import pushed
 from pvi.guides.prototype import Latent
 
@@ -106,7 +106,7 @@ class FlowDistribution(TorchDistribution):
         return normal - log_det - self.scale.log().sum(-1)
 
 
-class Flow(NormalGuide):
+class Flow(LocScaleGuide):
     """A normalising flow over all latents together, in unconstrained space.
 
     $$u = m + s \\odot f(\\epsilon), \\quad \\epsilon \\sim N(0, I), \\qquad

@@ -10,12 +10,12 @@ from torch.distributions import constraints
 
 from pvi.engine.traces import Program
 from pvi.guides.init import InitLoc
-from pvi.guides.mean_field import NormalGuide, independent, onto
+from pvi.guides.mean_field import LocScaleGuide, independent, onto
 from pvi.guides.normals import KroneckerNormal
 from pvi.guides.prototype import Latent
 
 
-class MatrixNormal(NormalGuide):
+class MatrixNormal(LocScaleGuide):
     """Matrix normal at every site whose event is a matrix, independent normals elsewhere.
 
     $$W = M + A\\,E\\,B^\\top, \\qquad

@@ -17,12 +17,8 @@ from pvi.guides.layout import Layout
 from pvi.guides.prototype import Latent
 
 
-class NormalGuide(Guide):
-    """A normal in unconstrained space, whose sites have their own means and scales.
-
-    As a joint distribution over the vector of all latents it is $u = m + \\mathrm{diag}(s) A
-    \\epsilon$, which `transport`, `entropy` and `place` tell.
-    """
+class LocScaleGuide(Guide):
+    """A guide whose sites have their own means and scales in unconstrained space."""
 
     sitewise = True
 
@@ -38,7 +34,6 @@ class NormalGuide(Guide):
 
     def _build(self) -> None:
         self._empty("loc", "scale")
-        self._layout = Layout(self.latents.values())
         for latent in self.latents.values():
             self._create_normal(latent)
 
@@ -49,6 +44,18 @@ class NormalGuide(Guide):
 
     def _loc_scale(self, latent: Latent) -> tuple[Tensor, Tensor]:
         return getattr(self.loc, latent.key), getattr(self.scale, latent.key)
+
+
+class NormalGuide(LocScaleGuide):
+    """A normal in unconstrained space.
+
+    As a joint distribution over the vector of all latents it is $u = m + \\mathrm{diag}(s) A
+    \\epsilon$, which `transport`, `entropy` and `place` tell.
+    """
+
+    def _build(self) -> None:
+        self._layout = Layout(self.latents.values())
+        super()._build()
 
     @property
     def layout(self) -> Layout:

@@ -21,6 +21,8 @@ from pvi.optim.mode import maximize
 class LogJoint:
     """$u \\mapsto \\log p(x, t(u)) + \\log |\\det dt/du|$, nats; discrete sites are summed out.
 
+    `is_whole`: whether a loss holds nothing else, no penalty and no latent that a mask leaves out.
+
     Raises:
         GuideError: the model subsamples, so that no single number is its density.
     """
@@ -35,7 +37,9 @@ class LogJoint:
                         "them all. Start at the prior's median, or use all rows."
                     )
         self._model, self._layout, self._args, self._kwargs = model, layout, args, kwargs
-        self._enumeration, _, _ = look(model, self._guide(layout.start()), args, kwargs)
+        self._enumeration, _, trace = look(model, self._guide(layout.start()), args, kwargs)
+        masked = (trace.nodes[name]["mask"] is not None for name in layout.latents)
+        self.is_whole = not any(masked) and all(m["kind"] != "penalty" for m in trace.effects)
 
     def __call__(self, u: Tensor) -> Tensor:
         programs = (self._enumeration.guide(self._guide(u)), self._enumeration.model(self._model))
