@@ -11,6 +11,7 @@ from pathlib import Path
 NEEDS_DATA = {
     "posteriordb": "posteriordb",
     "radon": "posteriordb",
+    "starts": "posteriordb",
 }  # name -> its folder under --data
 NAMES = (
     "parity",
