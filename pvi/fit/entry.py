@@ -162,6 +162,7 @@ def fit(
             restarts,
         )
         anneal, per_epoch = trainer.anneal(), trainer.steps_per_epoch
-        schedule = Schedule(per_epoch, steps, epochs, lr, optimizer, anneal, scheduler)
+        numbers = trainer.numbers
+        schedule = Schedule(per_epoch, steps, epochs, lr, optimizer, anneal, scheduler, numbers)
         with Progress(progress, schedule.steps) as bar:
             return trainer.train(schedule, bar, checkpoints, device)

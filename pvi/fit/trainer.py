@@ -95,10 +95,11 @@ class Trainer:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        return math.ceil(self._batches_per_epoch / self.options.accumulate)
+        return math.ceil(self.batches_per_epoch / self.options.accumulate)
 
     @property
-    def _batches_per_epoch(self) -> int:
+    def batches_per_epoch(self) -> int:
+        """Batches that hold all the data once."""
         if self.data.loader is not None:
             return len(self.data.loader)
         if self.batch_size is not None:
