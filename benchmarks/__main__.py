@@ -18,6 +18,7 @@ NAMES = (
     "gradients",
     "bad_input",
     "minibatch",
+    "rates",
     "sandwich",
     "guides",
     "checkpoints",

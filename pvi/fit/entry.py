@@ -162,7 +162,7 @@ def fit(
             restarts,
         )
         anneal, per_epoch = trainer.anneal(), trainer.steps_per_epoch
-        numbers = trainer.numbers
-        schedule = Schedule(per_epoch, steps, epochs, lr, optimizer, anneal, scheduler, numbers)
+        latents = trainer.latents
+        schedule = Schedule(per_epoch, steps, epochs, lr, optimizer, anneal, scheduler, latents)
         with Progress(progress, schedule.steps) as bar:
             return trainer.train(schedule, bar, checkpoints, device)

@@ -46,7 +46,7 @@ class Schedule:
         per_epoch: steps in an epoch.
         steps, epochs, lr, optimizer, scheduler: as in `pvi.fit`.
         anneal: steps until the last KL schedule ends.
-        numbers: latent numbers in the model.
+        latents: numbers in the model's latents.
 
     Raises:
         FitError: options that contradict each other.
@@ -61,7 +61,7 @@ class Schedule:
         optimizer: Any,
         anneal: int = 0,
         scheduler: Any = None,
-        numbers: int = 1,
+        latents: int = 1,
     ):
         steps = None if steps is None else whole_number("steps", steps)
         epochs = None if epochs is None else whole_number("epochs", epochs)
@@ -80,7 +80,7 @@ class Schedule:
         self.anneal = anneal
         self.plateau, self.stages = None, None
         if self.steps is None and self._automatic:
-            tolerance = TOLERANCE * max(numbers, LEAST)
+            tolerance = TOLERANCE * max(latents, LEAST)
             self.stages = Stages(max(200, per_epoch), self.limit, tolerance, anneal)
         elif self.steps is None:
             self.plateau = Plateau(max(200, per_epoch))
@@ -216,7 +216,9 @@ class Schedule:
         """
         if self.stages is not None:
             return self.stages.finished or self.stages.end
-        return None if self.plateau is None else step + self.plateau.length * self.plateau.stages_left
+        return (
+            None if self.plateau is None else step + self.plateau.length * self.plateau.stages_left
+        )
 
     def shortfall(self, losses: Sequence[float]) -> str:
         """Why a finished fit has not converged, from the loss at each step; empty if it has."""
@@ -226,11 +228,12 @@ class Schedule:
         if self.anneal and steps - self.anneal < LATE * steps:
             return f"only {steps - self.anneal} of {steps} steps came after the KL schedule's end"
         if self.stages is not None:
-            gain, needed = self.stages.gain, self.stages.tolerance
-            return "" if self.stages.converged else (
-                f"the averaged parameters still gained {gain:.2g} nats in their last stage (less "
-                f"than {needed:.2g} is wanted), and {steps} steps are the most; scale or centre the "
-                "data, take larger batches, or give steps="
+            if self.stages.converged:
+                return ""
+            return (
+                f"after {steps} steps the averages of two stages still differ by "
+                f"{self.stages.gain:.2g} nats, more than {self.stages.tolerance:.2g}; scale or "
+                "centre the data, take larger batches, or another guide"
             )
         if self.plateau is not None:
             level = self.plateau.converged

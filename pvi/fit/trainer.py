@@ -75,6 +75,7 @@ class Trainer:
         nodes = found.values()
         check_plate_names(plate, nodes)
         self.numbers = sum(node["value"].numel() for node in nodes)
+        self.latents = sum(node["value"].numel() for node in nodes if not node["is_observed"])
         self._passes = math.ceil(max((p.scale for x in nodes for p in plates_of(x)), default=1.0))
         self.batch_size = _batch_size(batch_size, data)
         self.batched = self._minibatches(plate, self.batch_size) if self.batch_size else None
