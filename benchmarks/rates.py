@@ -25,7 +25,7 @@ from tests.scenarios import isolated
 SEEDS, FACTORS = 3, (0.1, 1.0, 10.0)
 BLOCK, MOST, FIRST = 50, 20_000, 200
 HEADER = ["method", "rate x", "steps", "bounds", "ended", "gap", "gap, averaged"]
-HEADER += ["mean error", "averaged ", "sd error", "averaged  "]
+HEADER += ["mean error", "mean error, averaged", "sd error", "sd error, averaged"]
 
 
 class Runs:

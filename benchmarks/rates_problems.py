@@ -89,12 +89,11 @@ def normal_problem(
         if full_rank:
             return -(log_joint(loc + noise @ factor(p).mT, rows).mean() + log_scale.sum() + entropy)
         z = loc + log_scale.exp() * noise
-        weight = torch.ones(())
         own = log_scale
         if local:  # the batch's, and their entropy for all
             globals_ = size - local
             places = torch.cat([torch.arange(globals_), globals_ + rows])
-            z, weight = z[:, places], torch.tensor(local / batch)
+            z, weight = z[:, places], local / len(rows)
             own = torch.cat([log_scale[:globals_], weight * log_scale[globals_ + rows]])
         return -(log_joint(z, rows).mean() + own.sum() + entropy)
 
@@ -259,7 +258,8 @@ def vae_problem(width: int = 32, code: int = 5) -> Problem:
 
     make = torch.Generator().manual_seed(4)
     order = torch.randperm(1797, generator=make)
-    images = (torch.tensor(load_digits().data)[order] > 7.5).float()
+    pixels: Any = load_digits(return_X_y=True)[0]
+    images = (torch.tensor(pixels)[order] > 7.5).float()
     shapes = [(width, 64), (width,), (2 * code, width), (2 * code,)]
     shapes += [(width, code), (width,), (64, width), (64,)]
     sizes = [math.prod(shape) for shape in shapes]
