@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.common import parser, report
 from benchmarks.rates_problems import PROBLEMS, Problem
-from pvi.fit.schedule import LEAST, TOLERANCE
+from pvi.fit.schedule import TOLERANCE
 from pvi.optim.schedule import Plateau, Stages, cosine
 from tests.scenarios import isolated
 
@@ -119,7 +119,7 @@ class ByStages:
     def __init__(self, runs: Runs):
         self.runs, self.bounds = runs, 0
         problem, first = runs.problem, max(FIRST, runs.problem.passes)
-        tolerance = TOLERANCE * max(problem.numbers, LEAST)
+        tolerance = TOLERANCE * math.sqrt(problem.numbers)
         self.rules = [Stages(first, MOST, tolerance) for _ in runs.p]
         self.best = runs.p.clone()
         self.halves = torch.zeros(2, *runs.p.shape)

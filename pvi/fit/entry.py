@@ -84,7 +84,8 @@ def fit(
         scheduler: a callable from the optimiser to one of torch's schedulers, stepped after every
             step (`ReduceLROnPlateau`: after every validation); it sets the rate of "adam" too.
         steps, epochs: how long (the rate then falls along a cosine); by default until averages
-            gain no more than 0.005 nats a latent number, at most 20,000 steps or 100 epochs.
+            gain less than 0.02 nats times the root of the number of latents, at most 20,000 steps
+            or 100 epochs.
         batch_size: rows in a minibatch; by default all rows in every step.
         accumulate: batches to a step, whose gradients are averaged: for the ELBO the gradient of a
             batch of `accumulate * batch_size` rows, in the memory of a small one.

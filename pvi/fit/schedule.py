@@ -24,8 +24,7 @@ from pvi.optim.schedule import Plateau, Stages, cosine, still_rising
 
 LR_VARIATIONAL, LR_NETWORK = 0.05, 2e-3
 MAX_STEPS, MAX_EPOCHS = 20_000, 100
-TOLERANCE = 0.005  # nats for each latent number: an error of 0.1 posterior sds
-LEAST = 4  # numbers, below which that is less than the noise of its measurement
+TOLERANCE = 0.02  # nats, times the root of the number of latents; for one it is 0.2 posterior sds
 LATE = 0.2  # share of the steps that a fit needs after its KL schedule
 NOTHING_TO_FIT = (
     "the guide and the model have no parameters, so there is nothing to fit. Give the guide some "
@@ -80,7 +79,7 @@ class Schedule:
         self.anneal = anneal
         self.plateau, self.stages = None, None
         if self.steps is None and self._automatic:
-            tolerance = TOLERANCE * max(latents, LEAST)
+            tolerance = TOLERANCE * math.sqrt(max(latents, 1))
             self.stages = Stages(max(200, per_epoch), self.limit, tolerance, anneal)
         elif self.steps is None:
             self.plateau = Plateau(max(200, per_epoch))
