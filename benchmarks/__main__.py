@@ -19,6 +19,7 @@ NAMES = (
     "gradients",
     "bad_input",
     "minibatch",
+    "rates",
     "sandwich",
     "guides",
     "checkpoints",

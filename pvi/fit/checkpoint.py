@@ -175,6 +175,7 @@ def state_of(training: Training) -> Tree:
         "groups": [[names[id(p)] for p in g["params"]] for g in training.optimizer.param_groups],
         "optimizer": {"state": optimizer["state"], "groups": _options(optimizer)},
         "plateau": None if plateau is None else plateau.state(),
+        "averages": None if training.averages is None else training.averages.state(),
         "path": [[at, {names[key]: x for key, x in xs.items()}] for at, xs in training.path.kept],
         "baselines": dict(task.baseline().means),
         "history": training.history.tensors(),
@@ -201,6 +202,8 @@ def restore(training: Training, state: Tree, where: Path) -> None:
     training.batch_mark = state.get("batch")
     if schedule.plateau is not None:
         schedule.plateau.restore(state["plateau"])
+    if training.averages is not None:
+        training.averages.restore(state["averages"])
     training.path.kept = [
         (at, {id(tensors[name]): x.to(tensors[name]) for name, x in values.items()})
         for at, values in state["path"]

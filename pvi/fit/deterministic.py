@@ -167,7 +167,7 @@ class Deterministic:
         task.history.add(row)
         step = len(task.history)
         self._bar.see(bound)
-        self._bar.update(step, None)
+        self._bar.update(None)
         if reason := ask(task.callbacks, Step(step, task.params, task.history)):
             raise Stopped(reason)
 

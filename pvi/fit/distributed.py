@@ -91,6 +91,10 @@ class Team:
             return value
         return float(self._all(torch.tensor(value * weight, dtype=torch.float64))) / self.number
 
+    def means(self, values: Tensor) -> Tensor:
+        """The means of some numbers over all processes."""
+        return values if self.alone else self._all(values.clone()).div_(self.number)
+
     def any(self, flag: bool) -> bool:
         """Whether any process says so."""
         return flag if self.alone else self.mean(float(flag)) > 0

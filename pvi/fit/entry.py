@@ -77,17 +77,18 @@ def fit(
             where the model is small, without networks and can batch them, else of one.
         optimizer: "auto": for the normal guides of `pvi.guides` on all the data, L-BFGS over fixed
             draws, until their Monte Carlo error is below 0.03 posterior sds; for all else, or with
-            options that need steps (`steps`, `epochs`, `lr`, ...), "adam": Adam whose rate falls as
-            the bound stops rising. Or a callable that takes a list of parameters and returns a
-            `torch.optim.Optimizer`, or such an optimiser over the programs' parameters.
+            options that need steps (`steps`, `epochs`, `lr`, ...), "adam": Adam in stages of one
+            rate, whose parameters are averaged. Or a callable that takes a list of parameters and
+            returns a `torch.optim.Optimizer`, or such an optimiser over the programs' parameters.
         lr: first learning rate of "adam"; by default 0.05, for weights of networks 0.002. A dict
             gives rates by patterns of parameters' names, the first that fits:
             `{"guide:*scale*": 0.01, "model:*": 0.001}`; a callable `optimizer` is then given the
             groups (dicts with "params", "lr" and the pattern as "name") in place of the list.
         scheduler: a callable from the optimiser to one of torch's schedulers, stepped after every
             step (`ReduceLROnPlateau`: after every validation); it sets the rate of "adam" too.
-        steps, epochs: how long (the rate then falls along a cosine); by default until the bound
-            is level at the lowest rate, at most 20,000 steps.
+        steps, epochs: how long (the rate then falls along a cosine); by default until averages
+            gain less than 0.02 nats times the root of the number of latents, at most 20,000 steps
+            or 100 epochs.
         batch_size: rows in a minibatch; by default all rows in every step.
         num_data: rows that an `IterableDataset` stands for.
         accumulate: batches to a step, whose gradients are averaged: for the ELBO the gradient of a
@@ -172,6 +173,7 @@ def fit(
             team,
         )
         anneal, per_epoch = trainer.anneal(), trainer.steps_per_epoch
-        schedule = Schedule(per_epoch, steps, epochs, lr, optimizer, anneal, scheduler)
+        latents = trainer.latents
+        schedule = Schedule(per_epoch, steps, epochs, lr, optimizer, anneal, scheduler, latents)
         with Progress(progress if team.first else False, schedule.steps) as bar:
             return trainer.train(schedule, bar, checkpoints, device)

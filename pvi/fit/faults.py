@@ -80,6 +80,8 @@ def put_back(training: Any, snapshot: Snapshot) -> None:
     task.baseline().means = dict(snapshot.means)
     if training.schedule.plateau is not None and snapshot.plateau is not None:
         training.schedule.plateau.restore(snapshot.plateau)
+    if training.averages is not None:
+        training.averages.restart(training.step)
     training.path.kept = [(at, xs) for at, xs in training.path.kept if at <= snapshot.step]
 
 

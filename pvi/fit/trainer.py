@@ -16,6 +16,7 @@ from pvi.engine.checks import check, check_values
 from pvi.engine.data import Batch, Data
 from pvi.engine.failures import changed_sites, later
 from pvi.engine.gradients import Baseline
+from pvi.engine.items import StreamData
 from pvi.engine.objective import Evaluation
 from pvi.engine.params import Params
 from pvi.engine.plan import make_plan
@@ -82,6 +83,8 @@ class Trainer:
         nodes = found.values()
         check_plate_names(plate, nodes)
         self.numbers = sum(node["value"].numel() for node in nodes)
+        latents = sum(node["value"].numel() for node in nodes if not node["is_observed"])
+        self.latents = None if isinstance(data, StreamData) else latents
         self._passes = math.ceil(max((p.scale for x in nodes for p in plates_of(x)), default=1.0))
         self.batch_size = _batch_size(batch_size, data)
         rows = self.batch_size or self._shared_rows()
@@ -104,10 +107,11 @@ class Trainer:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        return math.ceil(self._batches_per_epoch / self.options.accumulate)
+        return math.ceil(self.batches_per_epoch / self.options.accumulate)
 
     @property
-    def _batches_per_epoch(self) -> int:
+    def batches_per_epoch(self) -> int:
+        """Batches that hold all the data once."""
         if self.batch_size is not None:
             return self.data.steps(self.batch_size)
         return self._passes  # in which a model that subsamples by itself sees all its data

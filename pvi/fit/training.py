@@ -26,6 +26,7 @@ from pvi.fit.locate import Input, Place, Search, is_numeric, of_record
 from pvi.fit.progress import Progress
 from pvi.fit.random import random_state, set_random_state
 from pvi.fit.schedule import Schedule
+from pvi.fit.stages import Averages
 
 Record = tuple[tuple[str, ...], Tensor]  # names and numbers of a step
 INTERVAL = 16  # steps on an accelerator between two looks at its numbers
@@ -47,6 +48,7 @@ class Training:
         self.optimizer = schedule.optimizer(task.params)
         self.scheduler = schedule.scheduler(self.optimizer, self.validation is not None)
         self.path, self.recovery = Path(), Recovery()
+        self.averages = Averages(task, schedule.stages) if schedule.stages else None
         self.step = 0
         self.in_epoch = 0  # batches of this epoch that are done
         self.epoch_start: dict[str, Any] = {}  # the random state then, which decides the order
@@ -97,6 +99,9 @@ class Training:
             notes = [*notes, f"the last updates were not finite: back to {recovery.snapshot.step}"]
         if recovery.skipped > SHOWN:
             notes = [*notes, f"{recovery.skipped} steps were left out in all"]
+        kept = self.validation is not None and self.validation.keeps_best
+        if self.averages is not None and not kept:
+            self.averages.close(self.step)
         restored = "" if self.validation is None else self.validation.restore_best(self.step)
         return [*notes, restored] if restored else list(notes)
 
@@ -293,9 +298,11 @@ class Training:
                 self.schedule.see(step, record["loss"])
                 self.bar.see(record["bound"])
             self._unread = []
+        if self.averages is not None:
+            self.averages.after(self.step)
         self.schedule.adapt(self.step, self.optimizer)
         self.path.pass_by(self.step, self.optimizer)
-        self.bar.update(self.step, self.schedule.plateau)
+        self.bar.update(self.schedule.expected(self.step))
 
     def _validate(self) -> None:
         validation = self.validation
