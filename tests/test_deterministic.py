@@ -288,6 +288,20 @@ class TestLinearResponse:
         rate = float((slope * (1.0 - slope)).mean())
         assert float(m[2]) == 0.2 and float(s[2]) == pytest.approx(0.9 / rate, rel=0.01)
 
+    @pytest.mark.parametrize("family", [FullRank, LowRank, Structured])
+    def test_families(self, family: Any) -> None:
+        """Those that have covariances already say the same, whatever their flat directions."""
+        fit = pvi.fit(poisson, family, data=(TestPoisson.x, TestPoisson.y), seed=0)
+        _, own = moments(fit)
+        found = fit.linear_response().guide.covariance().detach()
+        sd = own.diagonal().sqrt()
+        assert float(((found - own) / torch.outer(sd, sd)).abs().max()) < 0.03
+
+    def test_not_at_the_optimum(self) -> None:
+        fit = pvi.fit(poisson, data=(TestPoisson.x, TestPoisson.y), steps=20, seed=0)
+        with pytest.raises(pvi.FitError, match="posterior sds from it"):
+            fit.linear_response()
+
     def test_refused(self) -> None:
         fit = pvi.fit(mean_model, pvi.guides.Delta, data=randn(4), steps=5, seed=0)
         with pytest.raises(pvi.FitError, match="normal families, such as MeanField, not Delta"):
@@ -300,7 +314,7 @@ class TestLinearResponse:
                 pyro.sample("y", dist.Normal(a.square(), 0.3), obs=y)
 
         fit = pvi.fit(two, MeanField(init_loc_fn={"a": 0.0}), data=torch.ones(3), steps=1, lr=1e-6)
-        with pytest.raises(pvi.FitError, match="curves upwards"):
+        with pytest.raises(pvi.FitError, match="flat or curves upwards"):
             fit.linear_response()
 
 

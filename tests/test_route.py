@@ -188,7 +188,7 @@ class TestCost:
         guide = FullRank(by_hand).setup(y)
         density = smooth_density(by_hand, guide.layout, (y,), {})
         assert density is not None and not density.together
-        assert FixedDraws(guide, density, 11, lambda *_: None).most == SINGLY
+        assert FixedDraws(guide, density).most == SINGLY
 
     def test_large_between_sites(self) -> None:
         """A Gaussian process keeps matrices that are no sites."""
@@ -203,7 +203,7 @@ class TestCost:
         guide = MeanField(process).setup(y)
         density = smooth_density(process, guide.layout, (y,), {})
         assert density is not None and 20_000 < density.kept < 200_000
-        assert FixedDraws(guide, density, 101, lambda *_: None).most < 2e7 / 4_000
+        assert FixedDraws(guide, density).most < 2e7 / 4_000
 
 
 def test_optimism_is_that_of_the_best_mode(monkeypatch: pytest.MonkeyPatch) -> None:

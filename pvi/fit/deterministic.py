@@ -112,7 +112,7 @@ class Deterministic:
             density = smooth_density(task.model, task.guide.layout, args, kwargs)
             if density is None or density.left_out:
                 return None
-            route = FixedDraws(task.guide, density, task.numbers, self._after)
+            route = FixedDraws(task.guide, density, self._after)
             if route.first > route.most:
                 return None
             if self._restarts:

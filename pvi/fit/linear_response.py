@@ -36,7 +36,8 @@ def linear_response(posterior: Posterior, num_draws: int = NUM_DRAWS) -> Posteri
 
     Args:
         posterior: of a fit with one of the normal guides, at the optimum.
-        num_draws: fixed draws over which the bound is differentiated twice.
+        num_draws: fixed draws over which the bound is differentiated twice; fewer, at least 64,
+            where the model is large.
 
     Returns:
         A posterior like any other, with a `FullRank` guide in unconstrained space. Its draws have
@@ -68,7 +69,7 @@ def linear_response(posterior: Posterior, num_draws: int = NUM_DRAWS) -> Posteri
         if density is None or density.left_out:
             why = density.left_out if density else "the model can't be run on float64 draws"
             raise FitError(f"linear response differentiates the ELBO twice, but {why}")
-        route, values = FixedDraws(guide, density, 0, lambda *_: None), partial(_values, guide)
+        route, values = FixedDraws(guide, density), partial(_values, guide)
         response = route.response(num_draws, values)
         sd = response.diagonal().sqrt()
         mean, spread = normal_with(values, route.moments(), sd)

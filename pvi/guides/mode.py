@@ -13,7 +13,7 @@ from torch import Tensor
 from pvi.engine.joint import terms_of
 from pvi.engine.look import agree, look
 from pvi.engine.masks import mask_for_guide
-from pvi.engine.traces import Program, hidden, run
+from pvi.engine.traces import Program, hidden, run, sample_nodes
 from pvi.errors import GuideError
 from pvi.guides.layout import Layout
 from pvi.optim.mode import maximize
@@ -48,6 +48,7 @@ class LogJoint:
         self._model, self._layout, self._args, self._kwargs = model, layout, args, kwargs
         self.start = layout.start().to(dtype)
         self._enumeration, _, trace = look(model, self._guide(self.start), args, kwargs)
+        self.numbers = sum(node["value"].numel() for node in sample_nodes(trace).values())
         nodes = [trace.nodes[name] for name in layout.latents]
         masks = [mask_for_guide(x["name"], x["fn"], x["mask"], True) for x in nodes]
         self._masked = not all(x is None or bool(torch.as_tensor(x).all()) for x in masks)
