@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 import pvi
 from pvi.fit.deterministic import Deterministic, smooth_density
@@ -234,3 +235,16 @@ def test_second_fit_of_a_guide() -> None:
         mean, sd = mean_posterior(y)
         assert fit.converged and float(guide.loc.mu.detach()) == pytest.approx(mean, abs=1e-3)
         assert float(guide.scale.mu.detach()) == pytest.approx(sd, rel=1e-3)
+
+
+def test_no_optimum() -> None:
+    """Separable data and a flat prior: the slope has no end, and the fit says so."""
+    x = torch.linspace(-2.0, 2.0, 20)
+
+    def model(x: Tensor, y: Tensor) -> None:
+        b = pyro.sample("b", dist.ImproperUniform(constraints.real, (), (2,)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Bernoulli(logits=b[0] + b[1] * x), obs=y)
+
+    fit = pvi.fit(model, data=(x, (x > 0).to(x)), seed=0)
+    assert not fit.converged and "may have no maximum" in fit.reason

@@ -100,7 +100,7 @@ class Deterministic:
             replace(mode, mean={name: x.to(dtype) for name, x in mode.mean.items()})
             for mode in self.modes
         )
-        return self._measure() or reason
+        return "; ".join(filter(None, (reason, self._measure())))
 
     def _attempt(self, double: bool) -> str | None:
         """Fit in double or in the guide's own precision; `None` if the model refuses."""

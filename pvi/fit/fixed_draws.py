@@ -259,7 +259,10 @@ class FixedDraws:
         if point.steepness > LEVEL and iterations == ROUND:
             return LATE
         if point.steepness > 100 * LEVEL:
-            return f"L-BFGS ended where the bound still rises by {point.steepness:.2g} nats an sd"
+            return (
+                f"L-BFGS ended where the bound still rises by {point.steepness:.2g} nats an sd: it "
+                "may have no maximum, as with flat priors and separable data"
+            )
         return ""
 
     def _bound(self) -> Tensor:
