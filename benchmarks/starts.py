@@ -84,7 +84,7 @@ class Problem:
         def after(bound: float, norm: float, num: int) -> None:
             count[0] += num
 
-        route = FixedDraws(self.guide, self.density, 0, after)
+        route = FixedDraws(self.guide, self.density, after)
         if start is None:
             route.run()
         else:

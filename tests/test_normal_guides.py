@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import pvi
-from pvi.fit.deterministic import NORMAL
+from pvi.fit.fixed_draws import FAMILIES
 from pvi.guides import Flow, MatrixNormal, MeanField
 
 NUM = 20_000
@@ -30,7 +30,7 @@ def data() -> tuple[Tensor, Tensor]:
     return x, x @ torch.tensor([1.0, -0.5]) + 0.3 * torch.sin(torch.arange(12.0))
 
 
-@pytest.mark.parametrize("kind", NORMAL)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_one_distribution(kind: Any) -> None:
     """Moments of transported noise are those of the sites' draws; entropy is -E[log q]."""
     fit = pvi.fit(correlated, kind, data=data(), seed=0, progress=False)
