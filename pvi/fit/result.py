@@ -88,8 +88,8 @@ class Fit:
 
         $$\\mathrm{Cov}(g) = d\\,E_{q^*}[g]/dt$$
 
-        for the density tilted by $t^\\top g$, where g are the sites' numbers: what a factorised guide
-        such as `MeanField` lacks.
+        for the density tilted by $t^\\top g$, where g are the sites' numbers: what a factorised
+        guide such as `MeanField` lacks.
 
         Args:
             options: num_draws: fixed draws over which the bound is differentiated twice (1024).
