@@ -231,6 +231,11 @@ class Schedule:
         if self.stages is not None:
             if self.stages.converged:
                 return ""
+            if abs(self.stages.gain) <= self.stages.tolerance:
+                return (
+                    f"after {steps} steps the averages of two stages agree, but no step was left "
+                    "to confirm it"
+                )
             return (
                 f"after {steps} steps the averages of two stages still differ by "
                 f"{self.stages.gain:.2g} nats, more than {self.stages.tolerance:.2g}; scale or "
