@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -256,13 +256,18 @@ class Trainer:
         if way is None:
             return ""
 
-        def bound(seed: int) -> float:
+        def bounds(seed: int) -> Callable[[], float]:
             torch.manual_seed(seed)
             batch = next(self.batches())
-            return -self.team.mean(float(self.evaluate(batch, step).loss), batch.weight)
+
+            def bound() -> float:
+                torch.manual_seed(seed)
+                return -self.team.mean(float(self.evaluate(batch, step).loss), batch.weight)
+
+            return bound
 
         with preserved_rng(), torch.no_grad(), self.params.evaluation():
-            return rise_ahead(leaves, way, bound)
+            return rise_ahead(leaves, way, bounds)
 
     def evaluate(self, batch: Batch, step: int) -> Evaluation:
         """The objective of this step on one batch."""
