@@ -138,6 +138,12 @@ def stopped() -> pvi.Fit:
     return fit(batch_size=BATCH, callbacks=[stop] if last else [])
 
 
+def staged(fit: Callable[..., pvi.Fit], **options: Any) -> pvi.Fit:
+    """Through the end of two stages of Adam, whose averages are compared."""
+    stop = lambda step: "enough" if step.step == 650 else None  # noqa: E731
+    return fit(steps=None, optimizer="adam", callbacks=[stop], **options)
+
+
 WORSE = {"validation_data": (X[:13], -Y[:13]), "validate_every": 3, "patience": 2}
 CASES: dict[str, Callable[..., pvi.Fit]] = {
     "odd batches": lambda: fit(batch_size=7),
@@ -156,11 +162,13 @@ CASES: dict[str, Callable[..., pvi.Fit]] = {
     "errors in a row": lambda: faulty(5, 6, 7, raises=True),
     "bad rows of a loader": lambda: faulty(*range(9, 20), data=loader()),
     "callback": stopped,
+    "stages": lambda: staged(fit, batch_size=20),
     "laplace": lambda: fit(guide=pvi.guides.Laplace),
 }
 NOISY: dict[str, Callable[..., pvi.Fit]] = {
     "rows": lambda: fit(local, steps=200),
     "encoder": encoded,
+    "stages of an encoder": lambda: staged(encoded),
     "late": late,
     "errors in accumulated batches": lambda: faulty(
         5, 6, 7, STEPS, raises=True, batch_size=20, accumulate=4, seed=None
