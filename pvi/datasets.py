@@ -120,5 +120,5 @@ def _pyarrow() -> Any:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise DataError("Parquet files need pyarrow: pip install pyarrow") from error
+        raise DataError("Parquet files need pyarrow: pip install 'pvi[parquet]'") from error
     return parquet
