@@ -260,6 +260,7 @@ def all_finite(tensors: list[Tensor]) -> bool:
     Args:
         tensors: of floating numbers.
     """
+    tensors = [x for x in tensors if x.numel()]
     kinds = {(x.device, x.dtype) for x in tensors}
     parts = [[x for x in tensors if (x.device, x.dtype) == kind] for kind in kinds]
     return all(bool(get_total_norm(part, math.inf).isfinite()) for part in parts)
