@@ -11,6 +11,7 @@ from pathlib import Path
 NEEDS_DATA = {
     "posteriordb": "posteriordb",
     "radon": "posteriordb",
+    "starts": "posteriordb",
 }  # name -> its folder under --data
 NAMES = (
     "parity",
@@ -18,9 +19,12 @@ NAMES = (
     "gradients",
     "bad_input",
     "minibatch",
+    "rates",
     "sandwich",
     "guides",
     "checkpoints",
+    "distributed",
+    "big_data",
     *NEEDS_DATA,
 )
 

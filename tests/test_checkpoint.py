@@ -231,14 +231,15 @@ def test_patience(tmp_path: Path) -> None:
     assert_same(whole, run(case, checkpoint=tmp_path))  # ended: no step more
 
 
-def test_plateaus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stages of "adam", and the way that the parameters have gone."""
+@pytest.mark.parametrize("left", [50, 330, 620])
+def test_stages(left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The averages of "adam" in its stages, and the way that the parameters have gone."""
     ways: list[Any] = []
     keep = lambda leaves, way, bound: ways.append(way) or ""  # noqa: E731
     monkeypatch.setattr(sys.modules["pvi.fit.trainer"], "rise_ahead", keep)
     case: Case = lambda: {"model": mean_model, "data": X, "optimizer": "adam"}  # noqa: E731
     whole = run(case)
-    part = run(case, checkpoint=tmp_path, callbacks=until(len(whole.history) - 50))
+    part = run(case, checkpoint=tmp_path, callbacks=until(len(whole.history) - left))
     assert part.reason == "interrupted"
     assert_same(whole, run(case, checkpoint=tmp_path))
     assert len(ways) == 2 and all(map(torch.equal, *ways))

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 import pvi
+from pvi.fit.fixed_draws import Moments
+from pvi.fit.linear_response import normal_with
 from pvi.guides import FullRank, LowRank, MeanField, Structured
 from pvi.optim.draws import matched_normals
 from pvi.optim.lbfgs import Search
@@ -251,6 +253,55 @@ class TestLinearResponse:
         error = (corrected.covariance().detach() - COVARIANCE) / torch.outer(sd, sd)
         assert float(error.abs().max()) < 1e-6
 
+    def test_own_space(self) -> None:
+        """tau's posterior has the tail of a Gamma, not of its logarithm's normal."""
+
+        def model(y: Tensor) -> None:
+            tau = pyro.sample("tau", dist.Gamma(1.5, 0.5))
+            b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(y - y + 0.0 * tau + b.sum(-1), 1.0).to_event(1), obs=y)
+
+        y = torch.tensor([0.7]).double()
+        fit = pvi.fit(model, data=y, seed=0)
+        draws = fit.linear_response().sample(20_000, seed=0)
+        own = fit.posterior.sample(20_000, seed=0)["tau"]
+        covariance = torch.linalg.inv(torch.eye(2) + torch.ones(2, 2))
+        found = draws["b"].T.cov()
+        assert torch.allclose(found, covariance.double(), atol=0.03)
+        assert float(draws["tau"].mean()) == pytest.approx(float(own.mean()), rel=0.03)
+        assert float(draws["tau"].std()) == pytest.approx(1.5**0.5 / 0.5, rel=0.1)
+
+    def test_normal_with(self) -> None:
+        """A lognormal of a given mean and sd, known in closed form; an interval without room."""
+        centre, sd = torch.tensor([0.3, 0.3, 0.2]).double(), torch.tensor([0.5, 0.5, 1.0]).double()
+
+        def values(u: Tensor) -> Tensor:
+            return torch.stack([u[:, 0], u[:, 1].exp(), u[:, 2].sigmoid()], -1)
+
+        wanted = torch.tensor([0.7, 2.0, 0.9]).double()
+        m, s = normal_with(values, Moments(centre, sd), wanted)
+        mean = math.exp(0.3 + 0.125)
+        square = math.log1p((2.0 / mean) ** 2)
+        assert m.tolist()[:2] == pytest.approx([0.3, math.log(mean) - 0.5 * square], abs=1e-5)
+        assert s.tolist()[:2] == pytest.approx([0.7, square**0.5], abs=1e-5)
+        slope = torch.sigmoid(0.2 + 1.0 * randn(100_000).double())
+        rate = float((slope * (1.0 - slope)).mean())
+        assert float(m[2]) == 0.2 and float(s[2]) == pytest.approx(0.9 / rate, rel=0.01)
+
+    @pytest.mark.parametrize("family", [FullRank, LowRank, Structured])
+    def test_families(self, family: Any) -> None:
+        """Those that have covariances already say the same, whatever their flat directions."""
+        fit = pvi.fit(poisson, family, data=(TestPoisson.x, TestPoisson.y), seed=0)
+        _, own = moments(fit)
+        found = fit.linear_response().guide.covariance().detach()
+        sd = own.diagonal().sqrt()
+        assert float(((found - own) / torch.outer(sd, sd)).abs().max()) < 0.03
+
+    def test_not_at_the_optimum(self) -> None:
+        fit = pvi.fit(poisson, data=(TestPoisson.x, TestPoisson.y), steps=20, seed=0)
+        with pytest.raises(pvi.FitError, match="posterior sds from it"):
+            fit.linear_response()
+
     def test_refused(self) -> None:
         fit = pvi.fit(mean_model, pvi.guides.Delta, data=randn(4), steps=5, seed=0)
         with pytest.raises(pvi.FitError, match="normal families, such as MeanField, not Delta"):
@@ -263,7 +314,7 @@ class TestLinearResponse:
                 pyro.sample("y", dist.Normal(a.square(), 0.3), obs=y)
 
         fit = pvi.fit(two, MeanField(init_loc_fn={"a": 0.0}), data=torch.ones(3), steps=1, lr=1e-6)
-        with pytest.raises(pvi.FitError, match="curves upwards"):
+        with pytest.raises(pvi.FitError, match="flat or curves upwards"):
             fit.linear_response()
 
 

@@ -48,6 +48,7 @@ def _module(path: Path) -> Any:
     module = importlib.util.module_from_spec(found)
     sys.modules[found.name] = module  # dataclasses and pickle look their module up there
     sys.path.insert(0, str(path.parent))  # as `python FILE.py` does
+    cached, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # it leaves no cache either
     try:
         found.loader.exec_module(module)
     except (ImportError, SyntaxError) as error:
@@ -55,6 +56,7 @@ def _module(path: Path) -> Any:
             f"{path.name} can't be imported: {type(error).__name__}: {error}"
         ) from error
     finally:
+        sys.dont_write_bytecode = cached
         sys.path.remove(str(path.parent))
     return module
 

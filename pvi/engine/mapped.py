@@ -5,9 +5,11 @@ in the shapes of a single run; what it says of each site comes back with the par
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from contextlib import nullcontext
+from functools import cache, partial
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -64,7 +66,8 @@ def run_mapped(
         seen.update(trace.nodes)
         return {n: _told(x) for n, x in trace.nodes.items() if x["type"] == "sample"}
 
-    told = torch.func.vmap(single)({n: _front(x, num) for n, x in drawn.items()})
+    with nullcontext() if _can_validate() else pyro.validation_enabled(False):
+        told = torch.func.vmap(single)({n: _front(x, num) for n, x in drawn.items()})
     trace: Any = poutine.Trace()
     frame = CondIndepStackFrame(PARTICLES, -1 - nesting, num, 0, num)
     for name, tensors in told.items():
@@ -74,6 +77,16 @@ def run_mapped(
         trace.add_node(name, **node)
     trace.effects = []
     return trace
+
+
+@cache
+def _can_validate() -> bool:
+    """Whether this torch can check the parameters of distributions under `vmap`; 2.6 can't."""
+    try:
+        torch.func.vmap(lambda x: dist.Normal(x, 1.0, validate_args=True).loc)(torch.zeros(2))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _front(node: Mapping, num: int) -> Tensor:

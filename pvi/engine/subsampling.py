@@ -3,12 +3,15 @@ data.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+
+from pvi.engine.traces import rng_state
 
 
 class Minibatch(Messenger):
@@ -92,6 +95,43 @@ class Minibatch(Messenger):
             getattr(m, "name", None) == name and getattr(m, "size", None) == self.size
             for m in _PYRO_STACK
         )
+
+
+class OwnNoise(Messenger):
+    """Effect handler: inside the named plates, draw from a random stream of one process's own.
+
+    Outside, all processes of a fit draw the same. The stream is started at each site from a number
+    drawn outside, so that the common stream stays common, however much is drawn inside.
+
+    Args:
+        rank: of this process.
+    """
+
+    def __init__(self, plates: Iterable[str], rank: int):
+        super().__init__()
+        self._plates, self._rank = frozenset(plates), rank
+        self._common: list[Tensor] | None = None
+
+    def _pyro_sample(self, msg: dict) -> None:
+        inside = any(frame.name in self._plates for frame in msg["cond_indep_stack"])
+        if inside and not msg["is_observed"] and type(msg["fn"]) is not _Subsample:
+            seed = int(torch.randint(2**62, (), device="cpu"))
+            self._common = rng_state()
+            torch.manual_seed(seed + self._rank)
+
+    def _pyro_post_sample(self, msg: dict) -> None:
+        self._back()
+
+    def __exit__(self, *error: Any) -> Any:
+        self._back()  # from a site that raised an error
+        return super().__exit__(*error)
+
+    def _back(self) -> None:
+        if self._common is not None:
+            torch.set_rng_state(self._common[0])
+            if len(self._common) > 1:
+                torch.cuda.set_rng_state_all(self._common[1:])
+            self._common = None
 
 
 def _rows(value: Tensor, dim: int, indices: Tensor) -> Tensor:

@@ -7,19 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from pvi.engine import Objective
 from pvi.engine.checks import Look, examine, raise_first, value_problems
-from pvi.engine.data import Batch
+from pvi.engine.data import Batch, is_rows
 from pvi.engine.describe import COLUMNS, param_rows, site_rows
 from pvi.engine.explain import Explanation
 from pvi.engine.params import Params
-from pvi.engine.traces import Program, hidden, preserved_rng
+from pvi.engine.traces import Program, hidden
 from pvi.errors import GuideError, PviError
 from pvi.fit.arguments import check_options, known_arguments
 from pvi.fit.guard import Outline, guarded
 from pvi.fit.hints import hints
 from pvi.fit.programs import prepare
+from pvi.fit.random import kept_random
 from pvi.fit.schedule import NOTHING_TO_FIT
 from pvi.fit.trainer import Trainer
 from pvi.guides import Laplace
@@ -99,6 +101,7 @@ def check(
     kwargs: Mapping[str, Any] | None = None,
     objective: Objective | None = None,
     batch_size: int | None = None,
+    num_data: int | None = None,
     plate: str | Sequence[str] | None = None,
     reparam: Any = None,
     device: Any = None,
@@ -106,7 +109,8 @@ def check(
     """Look at a model, a guide and data as `pvi.fit` does before its first step, and fit nothing.
 
     All problems that can be seen together are listed together. Nothing is left behind: parameters,
-    guides and random states are as they were. The arguments are those of `pvi.fit`.
+    guides and random states are as they were. The arguments are those of `pvi.fit`. Of data that
+    are not in memory, the first rows and one batch are read.
 
     Returns:
         A `Check`: print it for a table of the sites, with distributions, shapes, plates and
@@ -139,11 +143,12 @@ def check(
         )
         if not found.problems:
             with ExitStack() as stack:
-                stack.enter_context(preserved_rng())
+                stack.enter_context(kept_random(data if isinstance(data, DataLoader) else None))
                 torch.manual_seed(0)
                 stack.enter_context(torch.device(device) if device is not None else nullcontext())
                 stage = stack.enter_context(guarded(model, guide))
-                programs = prepare(model, guide, data, args, kwargs, reparam, device)
+                given = (model, guide, data, args, kwargs, reparam, device)
+                programs = prepare(*given, batch_size, num_data)
                 stage.data = programs[2]
                 _examine(found, *programs)
                 if not found.problems:
@@ -160,7 +165,7 @@ def _examine(found: _Findings, model: Program, guide: Program, data: Any) -> Non
     found.programs = model, guide
     named = data.named()
     found.problems += value_problems(named)
-    params, (args, kwargs) = Params(model, guide), data.whole()
+    params, (args, kwargs) = Params(model, guide), data.probe()
     with params.scope(), params.evaluation():
         try:
             found.look = look = examine(model, guide, args, kwargs, named)
@@ -178,7 +183,7 @@ def _examine(found: _Findings, model: Program, guide: Program, data: Any) -> Non
 def _try(found: _Findings, trainer: Trainer) -> None:
     """One evaluation of the objective on a batch, as in the first step."""
     with trainer.params.scope(), trainer.params.evaluation():
-        batch = next(trainer.data.batches(trainer.batch_size))
+        batch = next(trainer.batches())
         value = trainer.evaluate(batch, 0)
         explanation = _explanation(trainer, batch)
         named = trainer.params.named()
@@ -211,14 +216,18 @@ def _explanation(trainer: Trainer, batch: Batch) -> Explanation:
 
 
 def _data(trainer: Trainer, value: Any) -> str:
-    rows = {n: x for n, x in trainer.data.named().items() if isinstance(x, Tensor)}
-    shapes = ", ".join(f"{n} {tuple(x.shape)}" for n, x in rows.items())
+    data = trainer.data
+    tensors = {n: tuple(x.shape) for n, x in data.named().items() if isinstance(x, Tensor)}
+    if data.partial:  # of which only a probe is there
+        rows = {data.names[k] for k, x in data.entries.items() if is_rows(x)}
+        tensors |= {n: (data.size, *tensors[n][1:]) for n in rows}
+    shapes = ", ".join(f"{n} {shape}" for n, shape in tensors.items())
     if trainer.batch_size is None:
         return f"data: {shapes or 'none'}; all rows in each step"
     plates = {p.name for term in value.terms for p in term.plates if p.scale != 1.0}
     names = ", ".join(f"'{name}'" for name in sorted(plates))
     return (
-        f"data: {shapes}; batches of {trainer.batch_size} of {trainer.data.size} rows, which plate "
+        f"data: {shapes}; batches of {trainer.batch_size} of {data.size} rows, which plate "
         f"{names} follows"
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from pvi.errors import CheckpointError, FitError
+from pvi.fit.distributed import ALONE, Team
 from pvi.fit.drift import leaves_in
 from pvi.fit.history import History
 from pvi.fit.random import random_state, set_random_state
@@ -31,19 +32,20 @@ class Checkpoints:
     Args:
         folder: made if it is not there.
         every: steps between checkpoints; `None` for one every half a minute.
+        team: the processes of the fit; the first of them reads and writes.
 
     Raises:
         FitError: options that make no sense.
     """
 
-    def __init__(self, folder: Any, every: int | None):
+    def __init__(self, folder: Any, every: int | None, team: Team = ALONE):
         if every is not None and (not isinstance(every, int) or every < 1):
             raise FitError(f"every must be a whole number of steps >= 1, got {every!r}")
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise FitError(f"checkpoint={str(folder)!r} is a file; give the name of a folder")
         self._every, self._last, self._written = every, time.monotonic(), 0
-        self._interrupted = False
+        self._interrupted, self._team = False, team
 
     @property
     def is_empty(self) -> bool:
@@ -56,6 +58,13 @@ class Checkpoints:
         Raises:
             CheckpointError: all of them are damaged, or they belong to another fit.
         """
+        state, where = self._team.first_says(self._latest)
+        if state is not None:
+            restore(training, state, where)
+            self._written = training.step
+
+    def _latest(self) -> tuple[Tree | None, Path]:
+        """The last good checkpoint, and its file; `None` if there is none."""
         self._sweep()
         damaged: list[str] = []
         for folder in reversed(self._found()):
@@ -67,15 +76,14 @@ class Checkpoints:
                 damaged.append(str(error))
                 continue
             if damaged:
-                warnings.warn(f"{damaged[0]} Going on from {folder.name}.", stacklevel=6)
-            restore(training, state, folder / STATE)
-            self._written = training.step
-            return
+                warnings.warn(f"{damaged[0]} Going on from {folder.name}.", stacklevel=8)
+            return state, folder / STATE
         if damaged:
             raise CheckpointError(
                 f"no checkpoint in {self.folder} can be used: {damaged[0]} Delete the folder, or "
                 "name another, to start again."
             )
+        return None, self.folder
 
     def after_step(self, training: Training) -> None:
         """Write a checkpoint if it is time; stop here if the user has asked to."""
@@ -93,7 +101,7 @@ class Checkpoints:
 
         A checkpoint that can't be written is a warning: the fit is worth more than its copy.
         """
-        if not training.whole or training.step == self._written:
+        if not training.whole or training.step == self._written or not self._team.first:
             return
         try:
             write(self.folder / f"step-{training.step:06d}", state_of(training))
@@ -162,10 +170,12 @@ def state_of(training: Training) -> Tree:
         "damping": schedule.damping,
         "unread": training.unread(),
         "in_epoch": training.in_epoch,
+        "batch": training.mark(),
         "parameters": values_of(task.params),
         "groups": [[names[id(p)] for p in g["params"]] for g in training.optimizer.param_groups],
         "optimizer": {"state": optimizer["state"], "groups": _options(optimizer)},
         "plateau": None if plateau is None else plateau.state(),
+        "averages": None if training.averages is None else training.averages.state(),
         "path": [[at, {names[key]: x for key, x in xs.items()}] for at, xs in training.path.kept],
         "baselines": dict(task.baseline().means),
         "history": training.history.tensors(),
@@ -189,8 +199,11 @@ def restore(training: Training, state: Tree, where: Path) -> None:
     tensors = task.params.tensors()
     training.step, schedule.damping = state["step"], state["damping"]
     training.in_epoch, training.epoch_start = state["in_epoch"], state["epoch_start"]
+    training.batch_mark = state.get("batch")
     if schedule.plateau is not None:
         schedule.plateau.restore(state["plateau"])
+    if training.averages is not None:
+        training.averages.restore(state["averages"])
     training.path.kept = [
         (at, {id(tensors[name]): x.to(tensors[name]) for name, x in values.items()})
         for at, values in state["path"]

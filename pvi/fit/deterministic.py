@@ -1,25 +1,23 @@
 """When `optimizer="auto"` takes the deterministic route, and how it goes."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pvi.engine.traces import preserved_rng
-from pvi.errors import PviError
+from pvi.engine.traces import Program, preserved_rng
 from pvi.fit.callbacks import Step, ask
 from pvi.fit.double import doubled, in_double
-from pvi.fit.fixed_draws import WIDEST, FixedDraws, Moments
+from pvi.fit.fixed_draws import FAMILIES, LARGEST, WIDEST, FixedDraws, Moments
 from pvi.fit.options import Options
 from pvi.fit.progress import Progress
 from pvi.fit.restarts import Mode, find_modes, shares
-from pvi.guides import FullRank, LowRank, MeanField, Structured
-from pvi.guides.mean_field import NormalGuide
+from pvi.guides.layout import Layout
 from pvi.guides.mode import LogJoint
 
-NORMAL = (MeanField, FullRank, LowRank, Structured)  # not what others derive from them
 FRESH, MEASURED = 20, 128  # evaluations at the solution, to report its bound; particles in each
 SAME = 0.5  # posterior sds: means that are closer are those of one mode
 OPTIMISTIC = 1.0  # nats by which the bound over fixed draws may exceed that over others
@@ -40,11 +38,6 @@ class Stopped(Exception):
     """A callback has ended the fit."""
 
 
-def is_normal(guide: Any) -> TypeGuard[NormalGuide]:
-    """Whether `transport` and `entropy` are surely those of the guide's sites."""
-    return type(guide) in NORMAL
-
-
 def why_not(task: Any) -> str:
     """Why a fit can't take the deterministic route; "" if it can.
 
@@ -54,11 +47,17 @@ def why_not(task: Any) -> str:
     guide, objective = task.guide, task.objective
     if task.options != Options() or task.validation is not None:
         return "options that need steps are given"
-    if not is_normal(guide):
+    if type(guide) not in FAMILIES:  # a subclass may draw otherwise
         return "the guide is not one of pvi's normal families"
     own = {id(p) for p in guide.parameters()}
+    if not own.issubset(id(p) for p in task.params.named().values()):
+        return "parameters of the guide are frozen"
     if any(id(p) not in own for p in task.params.named().values()):
         return "the model has parameters of its own"
+    if not task.team.alone:
+        return f"{task.team.number} processes share the rows"
+    if task.data.partial:
+        return "the data are read in pieces"
     if task.batched or task.data.loader is not None:
         return "the data come in minibatches"
     if objective.is_weighted or not objective.is_plain or objective.alpha != 1.0:
@@ -78,6 +77,7 @@ class Deterministic:
     def __init__(self, task: Any, bar: Progress, restarts: int = 0):
         self._task, self._bar, self._restarts = task, bar, restarts
         self.modes: tuple[Mode, ...] = ()
+        self._promised = -math.inf  # the bound over fixed draws where the guide is
 
     def run(self) -> str | None:
         """Move the guide to the optimum.
@@ -104,7 +104,7 @@ class Deterministic:
             replace(mode, mean={name: x.to(dtype) for name, x in mode.mean.items()})
             for mode in self.modes
         )
-        return self._measure() or reason
+        return "; ".join(filter(None, (reason, self._measure())))
 
     def _attempt(self, double: bool) -> str | None:
         """Fit in double or in the guide's own precision; `None` if the model refuses."""
@@ -113,31 +113,22 @@ class Deterministic:
         with in_double(task.guide) if double else preserved_rng():
             if double:
                 args, kwargs = doubled(args), doubled(kwargs)
-            density = self._density(args, kwargs)
-            if density is None:
+            density = smooth_density(task.model, task.guide.layout, args, kwargs)
+            if density is None or density.left_out:
                 return None
-            route = FixedDraws(task.guide, density, task.numbers, self._after)
+            route = FixedDraws(task.guide, density, self._after)
             if route.first > route.most:
                 return None
-            return self._from_modes(route, density) if self._restarts else route.run()
-
-    def _density(self, args: tuple, kwargs: Mapping) -> LogJoint | None:
-        """The model's log density, if it can be had in this precision, twice differentiated."""
-        layout = self._task.guide.layout
-        try:
-            density = LogJoint(self._task.model, layout, args, kwargs)
-            density.derivatives(layout.start().to(torch.get_default_dtype()))
-        except (PviError, RuntimeError, ValueError, TypeError):
-            return None  # what a model raises in other circumstances than its own
-        return density if _is_function(density, layout.start()) else None
+            if self._restarts:
+                return self._from_modes(route, density)
+            reason = route.run()
+            self._promised = task.history["bound"][-1]
+            return reason
 
     def _from_modes(self, route: FixedDraws, density: LogJoint) -> str:
         """Fit from every mode, and stay at the best."""
         guide = self._task.guide
-        start = guide.layout.start().to(next(guide.parameters()))
-        found = find_modes(density, start, self._restarts + 1)
-        if not found:
-            return route.run()
+        found = find_modes(density, density.start, self._restarts + 1) or [(None, None)]
         ends = []
         for mode, curvature in found:
             reason = route.run(mode, curvature)
@@ -154,6 +145,7 @@ class Deterministic:
         with torch.no_grad():
             for p, value in zip(guide.parameters(), ends[0].values, strict=True):
                 p.copy_(value)
+        self._promised = ends[0].bound
         return ends[0].reason
 
     def _after(self, bound: float, grad_norm: float, num_draws: int) -> None:
@@ -162,16 +154,17 @@ class Deterministic:
         task.history.add(row)
         step = len(task.history)
         self._bar.see(bound)
-        self._bar.update(step, None)
+        self._bar.update(None)
         if reason := ask(task.callbacks, Step(step, task.params, task.history)):
             raise Stopped(reason)
 
     def _measure(self) -> str:
         """Add the bound over fresh draws to the history; say if the fixed ones were too few."""
         task = self._task
-        promised, found, objective = task.history["bound"][-1], [], task.objective
-        if objective.num_particles > 1:  # they cost little
-            objective = replace(objective, num_particles=MEASURED)
+        promised, found, objective = self._promised, [], task.objective
+        if objective.num_particles > 1:  # more cost little, unless each is large
+            most = max(objective.num_particles, min(MEASURED, int(LARGEST / task.numbers)))
+            objective = replace(objective, num_particles=most)
         args, kwargs = task.data.whole()
         with torch.no_grad():
             for _ in range(FRESH):
@@ -192,6 +185,16 @@ class Deterministic:
 def _differ(a: Moments, b: Moments) -> bool:
     """Whether two solutions are not the same one, found twice."""
     return bool(((a.mean - b.mean) / b.sd).abs().max() > SAME)
+
+
+def smooth_density(model: Program, layout: Layout, args: tuple, kwargs: Mapping) -> LogJoint | None:
+    """The model's log density in the default precision, if it has one, twice differentiated."""
+    try:
+        density = LogJoint(model, layout, args, kwargs, torch.get_default_dtype())
+        density.derivatives(density.start)
+    except Exception:  # whatever a model raises in other circumstances than its own
+        return None
+    return density if _is_function(density, density.start) else None
 
 
 def _is_function(density: LogJoint, start: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Double precision for the deterministic route: in single, the last digits hide the optimum."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,8 +29,10 @@ def doubled(x: Any) -> Any:
     """Arguments with their floating tensors in double precision."""
     if isinstance(x, Tensor):
         return x.double() if x.is_floating_point() else x
-    if isinstance(x, Mapping):
+    if isinstance(x, dict) and type(x) is dict:
         return {k: doubled(v) for k, v in x.items()}
-    if isinstance(x, tuple | list):
+    if isinstance(x, tuple) and hasattr(x, "_make"):
+        return x._make(map(doubled, x))  # type: ignore[attr-defined]
+    if type(x) in (list, tuple):
         return type(x)(map(doubled, x))
     return x

@@ -43,19 +43,23 @@ def leaves_in(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def rise_ahead(
-    leaves: Sequence[Tensor], way: Sequence[Tensor], bound: Callable[[int], float]
+    leaves: Sequence[Tensor], way: Sequence[Tensor], bounds: Callable[[int], Callable[[], float]]
 ) -> str:
     """How much the bound would gain further along `way`, as a sentence; "" if nothing.
 
     Args:
         leaves: the parameters at the end; they are moved and put back.
-        bound: the bound with the noise and batch of a seed, so that differences are paired.
+        bounds: reads the batch of a seed, and gives the bound there with the noise of that seed,
+            so that differences are paired.
     """
-    here = [bound(seed) for seed in range(REPEATS)]
+    found: dict[float, list[float]] = {factor: [] for factor in (0.0, *FURTHER)}
+    for seed in range(REPEATS):
+        bound = bounds(seed)
+        for factor, values in found.items():
+            with _moved(leaves, way, factor):
+                values.append(bound())
     for factor in FURTHER:
-        with _moved(leaves, way, factor):
-            there = [bound(seed) for seed in range(REPEATS)]
-        gains = [b - a for a, b in zip(here, there, strict=True)]
+        gains = [b - a for a, b in zip(found[0.0], found[factor], strict=True)]
         if not all(map(math.isfinite, gains)):
             continue
         gain, error = fmean(gains), stdev(gains) / math.sqrt(REPEATS)

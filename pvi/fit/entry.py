@@ -8,13 +8,13 @@ import torch
 
 from pvi.engine import Objective
 from pvi.engine.checks import raise_first
-from pvi.engine.data import as_data
 from pvi.engine.numbers import check_seed, whole_number
 from pvi.engine.traces import Program, preserved_rng
 from pvi.errors import FitError
 from pvi.fit.arguments import check_options, known_arguments
 from pvi.fit.callbacks import Callback
 from pvi.fit.checkpoint import Checkpoints
+from pvi.fit.distributed import join
 from pvi.fit.guard import guarded
 from pvi.fit.options import Options
 from pvi.fit.precision import Precision
@@ -23,6 +23,7 @@ from pvi.fit.progress import Progress
 from pvi.fit.result import Fit
 from pvi.fit.schedule import Schedule
 from pvi.fit.trainer import Trainer
+from pvi.fit.validation import read_held
 
 
 @known_arguments
@@ -40,6 +41,7 @@ def fit(
     steps: int | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
+    num_data: int | None = None,
     accumulate: int = 1,
     clip_norm: float | None = None,
     precision: Precision | None = None,
@@ -66,27 +68,30 @@ def fit(
         model: any Pyro program; data enter through its arguments.
         guide: any Pyro program over the model's latents, or one of `pvi.guides` (a class, or an
             object with or without its model); `pvi.guides.MeanField` if `None`.
-        data: the rows: an array or tensor, a tuple (positional arguments), a dict (keyword
-            arguments),
-            a `Dataset` or a `DataLoader`. Floating numpy arrays take torch's default dtype.
+        data: the rows: an array or tensor, a tuple (positional arguments) or a dict (keyword
+            arguments) of them, a `Dataset` or a `DataLoader`. Floating numpy arrays take torch's
+            default dtype. With `batch_size`, arrays on disk (`np.memmap`, zarr, h5py,
+            `pvi.datasets.parquet`), sparse CSR matrices and data sets are read batch by batch.
         args, kwargs: further arguments of the model that are not rows of data.
         objective: `pvi.ELBO()`, `pvi.IWAE(8)` ...; by default the ELBO with exact KL, of 8
             particles
             where the model is small, without networks and can batch them, else of one.
         optimizer: "auto": for the normal guides of `pvi.guides` on all the data, L-BFGS over fixed
             draws, until their Monte Carlo error is below 0.03 posterior sds; for all else, or with
-            options that need steps (`steps`, `epochs`, `lr`, ...), "adam": Adam whose rate falls as
-            the bound stops rising. Or a callable that takes a list of parameters and returns a
-            `torch.optim.Optimizer`, or such an optimiser over the programs' parameters.
+            options that need steps (`steps`, `epochs`, `lr`, ...), "adam": Adam in stages of one
+            rate, whose parameters are averaged. Or a callable that takes a list of parameters and
+            returns a `torch.optim.Optimizer`, or such an optimiser over the programs' parameters.
         lr: first learning rate of "adam"; by default 0.05, for weights of networks 0.002. A dict
             gives rates by patterns of parameters' names, the first that fits:
             `{"guide:*scale*": 0.01, "model:*": 0.001}`; a callable `optimizer` is then given the
             groups (dicts with "params", "lr" and the pattern as "name") in place of the list.
         scheduler: a callable from the optimiser to one of torch's schedulers, stepped after every
             step (`ReduceLROnPlateau`: after every validation); it sets the rate of "adam" too.
-        steps, epochs: how long (the rate then falls along a cosine); by default until the bound
-            is level at the lowest rate, at most 20,000 steps.
+        steps, epochs: how long (the rate then falls along a cosine); by default until averages
+            gain less than 0.02 nats times the root of the number of latents, at most 20,000 steps
+            or 100 epochs.
         batch_size: rows in a minibatch; by default all rows in every step.
+        num_data: rows that an `IterableDataset` stands for.
         accumulate: batches to a step, whose gradients are averaged: for the ELBO the gradient of a
             batch of `accumulate * batch_size` rows, in the memory of a small one.
         clip_norm: scale gradients down to at most this norm.
@@ -117,6 +122,8 @@ def fit(
             last good one, bit by bit (on a CPU) as if it had never stopped.
         every: steps between two checkpoints; by default there is one every half a minute.
 
+    Under `torchrun` the processes share each batch, see the page on several processes.
+
     Returns:
         A `Fit`. Interrupting (Ctrl-C) returns what is there, with `converged=False`.
 
@@ -137,8 +144,9 @@ def fit(
     True
     """
     raise_first(check_options(model, guide, objective, seed, device, callbacks, plate, batch_size))
-    seed = check_seed(seed)
-    checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every)
+    seed, team = check_seed(seed), join(device)
+    device = team.device(device)
+    checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every, team)
     if every is not None and checkpoint is None:
         raise FitError("every= is the time between checkpoints: give checkpoint=, their folder")
     restarts = whole_number("restarts", restarts, least=0)
@@ -147,12 +155,14 @@ def fit(
         if seed is not None:
             stack.enter_context(preserved_rng())
             torch.manual_seed(seed)
+        team.same_random()
         stack.enter_context(torch.device(device) if device is not None else nullcontext())
         state = stack.enter_context(guarded(model, guide, callbacks))
-        model, guide, state.data = prepare(model, guide, data, args, kwargs, reparam, device)
+        programs = (model, guide, data, args, kwargs, reparam, device)
+        model, guide, state.data = prepare(*programs, batch_size, num_data)
         held = None
         if validation_data is not None:
-            held = as_data(validation_data, args, kwargs, model, device)
+            held = read_held(validation_data, args, kwargs, model, device, batch_size)
         state.trainer = trainer = Trainer(
             model,
             guide,
@@ -165,8 +175,10 @@ def fit(
             options,
             held,
             restarts,
+            team,
         )
         anneal, per_epoch = trainer.anneal(), trainer.steps_per_epoch
-        schedule = Schedule(per_epoch, steps, epochs, lr, optimizer, anneal, scheduler)
-        with Progress(progress, schedule.steps) as bar:
+        latents = trainer.latents
+        schedule = Schedule(per_epoch, steps, epochs, lr, optimizer, anneal, scheduler, latents)
+        with Progress(progress if team.first else False, schedule.steps) as bar:
             return trainer.train(schedule, bar, checkpoints, device)

@@ -80,6 +80,8 @@ def put_back(training: Any, snapshot: Snapshot) -> None:
     task.baseline().means = dict(snapshot.means)
     if training.schedule.plateau is not None and snapshot.plateau is not None:
         training.schedule.plateau.restore(snapshot.plateau)
+    if training.averages is not None:
+        training.averages.restart(training.step)
     training.path.kept = [(at, xs) for at, xs in training.path.kept if at <= snapshot.step]
 
 
@@ -190,7 +192,8 @@ class Recovery:
                 seen = training.step - last > 2 * training.task.steps_per_epoch
             else:
                 rows = [b.indices for b in batches]
-                seen = row == NONE or any(r is None or bool((r == row).any()) for r in rows)
+                mine = row == NONE or any(r is None or bool((r == row).any()) for r in rows)
+                seen = training.team.any(mine)
             if seen:
                 del self.strikes[key]
 
@@ -257,6 +260,7 @@ def all_finite(tensors: list[Tensor]) -> bool:
     Args:
         tensors: of floating numbers.
     """
+    tensors = [x for x in tensors if x.numel()]
     kinds = {(x.device, x.dtype) for x in tensors}
     parts = [[x for x in tensors if (x.device, x.dtype) == kind] for kind in kinds]
     return all(bool(get_total_norm(part, math.inf).isfinite()) for part in parts)

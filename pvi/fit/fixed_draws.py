@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pvi.errors import FitError
+from pvi.guides import FullRank, LowRank, MeanField, Structured
 from pvi.guides.mean_field import NormalGuide
 from pvi.guides.mode import LogJoint
 from pvi.optim.draws import matched_normals
@@ -16,6 +17,11 @@ from pvi.optim.mode import maximize
 
 SHARE = 0.03  # Monte Carlo error of the solution, in posterior sds, that is small enough
 FIRST, MOST, LARGEST = 64, 4096, 2e7  # draws at first and at most; numbers in one evaluation
+OFF, WORK = 0.5, 2e9  # sds that a mean may be off; numbers to differentiate, for linear response
+FLAT = 0.01  # share of a variance along directions without a maximum that goes for none
+SINGLY = 256  # draws at most of a model that is run for each on its own
+KEPT = 5.0  # numbers that a run of a simple model keeps for its gradient, for each that it makes
+FAMILIES = (MeanField, LowRank, FullRank, Structured)  # what `transport` and `entropy` tell all of
 WIDEST = 500  # latents: the curvature takes so many backward passes, the coordinates its square
 LEVEL = 1e-3  # nats a posterior sd: the largest slope at a solution
 PROBES = 16  # draws over which the curvature is averaged
@@ -52,16 +58,16 @@ class FixedDraws:
     Args:
         guide: set up; its parameters are all there is to train.
         density: the model's log density in unconstrained space.
-        numbers: how many numbers one run of the model makes, which limits the draws.
         report: called after each iteration.
 
     Reference:
         Giordano, Ingram, Broderick 2024 (DADVI); Kucukelbir et al. 2017 (ADVI).
     """
 
-    def __init__(self, guide: NormalGuide, density: LogJoint, numbers: int, report: Report):
+    def __init__(self, guide: NormalGuide, density: LogJoint, report: Report = lambda *_: None):
         self.guide, self.density, self.report = guide, density, report
-        self.most = int(min(MOST, LARGEST / max(numbers, 1)))
+        self._size = max(density.numbers, density.kept / KEPT)  # of a run, which limits the draws
+        self.most = int(min(MOST if density.together else SINGLY, LARGEST / self._size))
         keys = [f"{latent.key}_unconstrained" for latent in guide.layout.latents.values()]
         self._locs = [getattr(guide.loc, key) for key in keys]
         own = {id(p) for p in self._locs}
@@ -108,36 +114,58 @@ class FixedDraws:
             self._draw(2 * self._num)
             self._precondition()
 
-    def response(self, num_draws: int) -> Tensor:
-        """How the optimal means answer to a pull at each latent: a covariance, `(D, D)`.
+    def response(self, num_draws: int, values: Callable[[Tensor], Tensor]) -> Tensor:
+        """How the optimal means of values g answer to a pull at each: a covariance, `(D, D)`.
 
-        $$\\mathrm{Cov}(u) = \\frac{d\\,m^*}{d\\,t} \\Big|_{t=0}
-        = \\left[\\left(-\\nabla^2_\\phi L\\right)^{-1}\\right]_{mm}$$
+        $$\\mathrm{Cov}(g) = \\frac{d\\,E_{q^*}[g]}{d\\,t} \\Big|_{t=0}
+        = G \\left(-\\nabla^2_\\phi L\\right)^{-1} G^\\top, \\qquad
+        G = \\nabla_\\phi E_q[g]$$
 
-        where $m^*$ are the means that maximise the bound $L$ of the density tilted by $t^\\top u$.
+        where $q^*$ maximises the bound $L$ of the density tilted by $t^\\top g(u)$.
+
+        Args:
+            values: g, from the vectors of all latents `(K, D)` to `(K, D)`.
 
         Raises:
-            FitError: the bound has no maximum there.
+            FitError: the bound has no maximum there, or the guide is not at it.
         """
-        self._draw(num_draws)
         leaves = (*self._locs, *self._others)
+        passes = sum(p.numel() for p in leaves)
+        most = max(FIRST, min(self.most, int(WORK / (passes * self._size))))
+        self._draw(min(num_draws, most))
         with torch.enable_grad():
-            slope = torch.autograd.grad(-self._bound(), leaves, create_graph=True)
-            entries = torch.cat([g.reshape(-1) for g in slope])
+            slopes = torch.autograd.grad(-self._bound(), leaves, create_graph=True)
+            entries = torch.cat([g.reshape(-1) for g in slopes])
             rows = [torch.autograd.grad(g, leaves, retain_graph=True) for g in entries]
-        hessian = torch.stack([torch.cat([x.reshape(-1) for x in row]) for row in rows]).detach()
+            means = values(self.guide.transport(self._noise)).mean(0)
+            pulls = [torch.autograd.grad(m, leaves, retain_graph=True) for m in means]
+        hessian, jacobian = (
+            torch.stack([torch.cat([x.reshape(-1) for x in row]) for row in part]).detach()
+            for part in (rows, pulls)
+        )
         sd = self.moments().sd
         units = torch.cat([sd, torch.ones(len(hessian) - len(sd)).to(sd)])  # one size for all
         hessian = units.unsqueeze(-1) * hessian * units
-        values, vectors = torch.linalg.eigh(0.5 * (hessian + hessian.mT))
-        if not float(values[0]) > -1e-4 * float(values[-1]):
+        curvatures, vectors = torch.linalg.eigh(0.5 * (hessian + hessian.mT))
+        floor = 1e-9 * curvatures[-1]
+        kept = curvatures > floor  # turning a factor changes nothing
+        pulled = (jacobian * units) @ vectors
+        answers = pulled[:, kept] / curvatures[kept].sqrt()
+        response = answers @ answers.mT
+        lost = pulled[:, ~kept].square() / torch.maximum(curvatures[~kept].abs(), floor)
+        if not bool((lost.sum(1) <= FLAT * response.diagonal()).all()):
             raise FitError(
-                "linear response needs a maximum of the bound, which curves upwards here along "
-                "some direction; train until Fit.converged"
+                "linear response needs a maximum of the bound, which is flat or curves upwards "
+                "here along some direction; train until Fit.converged"
             )
-        kept = values > 1e-9 * values[-1]  # turning a factor changes nothing
-        means = sd.unsqueeze(-1) * vectors[: len(sd), kept] / values[kept].sqrt()
-        return means @ means.mT
+        left = answers @ ((entries.detach() * units) @ vectors[:, kept] / curvatures[kept].sqrt())
+        off = float((left / response.diagonal().sqrt()).abs().max())
+        if off > OFF:
+            raise FitError(
+                f"linear response needs the maximum of the bound, but a mean is about {off:.2g} "
+                "posterior sds from it; train until Fit.converged"
+            )
+        return response
 
     def _draw(self, num: int) -> None:
         self._num, self._noise = num, self._normals(num, seed=num)
@@ -148,7 +176,7 @@ class FixedDraws:
     def _start(self) -> None:
         """Choose between the guide's own start and Laplace's approximation, by their bounds."""
         scale = self.moments().sd
-        mode = maximize(self.density, self.guide.layout.start().to(scale))
+        mode = maximize(self.density, self.density.start)
         gradient, curvature = self.density.derivatives(mode)
         root, failed = torch.linalg.cholesky_ex(curvature)
         self._root = scale.diag()
@@ -231,7 +259,10 @@ class FixedDraws:
         if point.steepness > LEVEL and iterations == ROUND:
             return LATE
         if point.steepness > 100 * LEVEL:
-            return f"L-BFGS ended where the bound still rises by {point.steepness:.2g} nats an sd"
+            return (
+                f"L-BFGS ended where the bound still rises by {point.steepness:.2g} nats an sd: it "
+                "may have no maximum, as with flat priors and separable data"
+            )
         return ""
 
     def _bound(self) -> Tensor:

@@ -145,7 +145,9 @@ class Search:
             return Place(text, key)
         more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
         if self._task.data.loader is not None:
-            return Place(f"{text} at row {rows[0]} of its batch{more}", key, hidden=True)
+            team = self._task.team
+            share = "" if team.alone else f"the share of process {team.rank} of "
+            return Place(f"{text} at row {rows[0]} of {share}its batch{more}", key, hidden=True)
         first = rows[0] if batch.indices is None else int(batch.indices[rows[0]])
         text = f"{text} at row {first} of the data{more}"
         size = self._task.data.size if batch.indices is None else len(batch.indices)

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pvi.engine.data import Data
-from pvi.engine.subsampling import Minibatch, plate_frames
+from pvi.engine.subsampling import Minibatch, OwnNoise, plate_frames
 from pvi.engine.traces import Program, density, deterministic_nodes, run_hidden, sample_nodes
 from pvi.errors import GuideError, ModelError
+from pvi.fit.distributed import ALONE, Team
 from pvi.guides import Guide, prior_median
 
 ROW_FREE = {  # Pyro's guides with one joint distribution over the latents of all rows
@@ -93,7 +94,7 @@ def _named_plates(named: frozenset[str], follow: set[str], known: list[str]) -> 
 
 def _probe_size(data: Data, batch_size: int) -> int:
     """Rows to try the model on: a batch, but enough for halves that are not trivial."""
-    return min(data.size, max(batch_size, 8))
+    return min(data.shown, max(batch_size, 8))
 
 
 def _check_odd(one: Mapping, two: Mapping, known: set[str]) -> None:
@@ -220,12 +221,21 @@ class Minibatches:
     The guide must have its parameters already, with one row for every row of the data.
     """
 
-    def __init__(self, model: Program, guide: Program, plates: frozenset[str], data: Data):
-        numbered = data.loader is None  # a DataLoader does not tell which rows it gives
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        plates: frozenset[str],
+        data: Data,
+        team: Team = ALONE,
+    ):
+        numbered = data.numbered  # a DataLoader does not tell which rows it gives
         self._handlers = [Minibatch(plates, data.size, feed=feed) for feed in (False, numbered)]
         self._guide, self._plates, self._data = guide, plates, data
         self.model = self._handlers[0](model)
         self.guide = self._handlers[1](guide)
+        if not team.alone:
+            self.guide = OwnNoise(plates, team.rank)(self.guide)
         _check_rows(guide, plates, numbered)
 
     def select(self, indices: Tensor | None, size: int | None = None) -> None:
@@ -240,8 +250,9 @@ class Minibatches:
         Raises:
             GuideError: it seems to want both.
         """
-        size = self._data.size
-        last = torch.arange(size - min(batch_size, size), size, device=self._data.device)
+        shown = self._data.shown
+        end = self._data.size if self._data.numbered else shown
+        last = torch.arange(end - min(batch_size, shown), end, device=self._data.device)
         args, kwargs = self._data.rows(last)
         self.select(last)
         try:
@@ -280,8 +291,9 @@ def _check_rows(guide: Program, plates: frozenset[str], numbered: bool) -> None:
             )
         if local and not numbered:
             raise GuideError(
-                f"{name} has parameters for each row of plate '{local[0]}', but a DataLoader does "
-                "not say which rows it gives. Pass its Dataset as data, with batch_size."
+                f"{name} has parameters for each row of plate '{local[0]}', but a DataLoader or "
+                "a stream does not say which rows it gives. Pass a map-style Dataset as data, with "
+                "batch_size."
             )
 
 

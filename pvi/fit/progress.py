@@ -4,8 +4,6 @@ import math
 import time
 from typing import Any
 
-from pvi.optim.schedule import Plateau
-
 INTERVAL = 0.2  # seconds between updates of the bound shown
 
 
@@ -14,7 +12,7 @@ class Progress:
 
     Args:
         show: `None` shows it on terminals only.
-        total: number of steps; `None` estimates it from the plateaus still to come.
+        total: number of steps; `None` where it is open.
     """
 
     def __init__(self, show: bool | None, total: int | None):
@@ -47,18 +45,17 @@ class Progress:
         if math.isfinite(bound):
             self._mean = bound if self._mean is None else 0.98 * self._mean + 0.02 * bound
 
-    def update(self, step: int, plateau: Plateau | None) -> None:
+    def update(self, total: int | None) -> None:
         """Count a step.
 
         Args:
-            step: how many are done.
-            plateau: tells how many are left, where their number is open.
+            total: about how many there will be, where their number is open.
         """
         self._pending += 1
         if self._bar.disable or time.monotonic() - self._shown < INTERVAL:
             return
-        if plateau is not None:
-            self._bar.total = step + plateau.length * plateau.stages_left
+        if total is not None:
+            self._bar.total = total
         if self._mean is not None:
             self._bar.set_postfix(bound=f"{self._mean:,.5g} nats", refresh=False)
         self._bar.update(self._pending)

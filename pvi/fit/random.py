@@ -1,6 +1,8 @@
 """The state of every random stream that a fit may draw from."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -33,6 +35,16 @@ def set_random_state(state: Tree, loader: DataLoader | None = None) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     for generator, own in zip(_generators(loader), state["loader"], strict=True):
         generator.set_state(own)
+
+
+@contextmanager
+def kept_random(loader: DataLoader | None = None) -> Iterator[None]:
+    """Inside, whatever is drawn, all these streams go on afterwards as if it had not been."""
+    now = random_state(loader)
+    try:
+        yield
+    finally:
+        set_random_state(now, loader)
 
 
 def _generators(loader: DataLoader | None) -> list[torch.Generator]:

@@ -64,6 +64,7 @@ def load(
     objective: Objective | None = None,
     reparam: Any = None,
     device: Any = None,
+    num_data: int | None = None,
 ) -> Fit:
     """The fit that `Fit.save` put into a folder; its draws are the same, seed by seed.
 
@@ -73,7 +74,8 @@ def load(
         folder: what was given to `Fit.save`.
         model, guide: as in `pvi.fit`: the same code, in new objects or old ones. The parameters
             of modules among them are overwritten.
-        data, args, kwargs, reparam, device: as in `pvi.fit`. An amortised guide may get other data.
+        data, args, kwargs, reparam, device, num_data: as in `pvi.fit`. An amortised guide may get
+            other data. Those that are not in memory are read when all rows are asked for.
         objective: the one of the fit, where it holds functions or schedules; it is `Fit.objective`
             and has no part in the posterior.
 
@@ -91,7 +93,8 @@ def load(
     with ExitStack() as stack:
         stack.enter_context(preserved_rng())
         stack.enter_context(torch.device(device) if device is not None else nullcontext())
-        model, guide, rows = prepare(model, guide, data, args, kwargs, reparam, device)
+        given = (model, guide, data, args, kwargs, reparam, device)
+        model, guide, rows = prepare(*given, batch_size=1, num_data=num_data)
         params = _filled(model, guide, rows, saved, path)
     shared = {"params": params, "device": device, "checked": True}
     posterior = Posterior(model, guide, rows, caveats=tuple(saved["caveats"]), **shared)
@@ -108,7 +111,7 @@ def _filled(model: Program, guide: Program, rows: Data, saved: Tree, path: Path)
     check_values(rows.named())
     with params.scope(), params.evaluation():
         try:
-            nodes = check(model, guide, *rows.whole(), rows.named())
+            nodes = check(model, guide, *rows.probe(), rows.named())
         except GuideError as error:
             if not restored:
                 raise

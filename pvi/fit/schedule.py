@@ -20,10 +20,11 @@ from pvi.fit.rates import (
     matched,
     scale_rates,
 )
-from pvi.optim.schedule import Plateau, cosine, still_rising
+from pvi.optim.schedule import Plateau, Stages, cosine, still_rising
 
 LR_VARIATIONAL, LR_NETWORK = 0.05, 2e-3
 MAX_STEPS, MAX_EPOCHS = 20_000, 100
+TOLERANCE = 0.02  # nats, times the root of the number of latents; for one it is 0.2 posterior sds
 LATE = 0.2  # share of the steps that a fit needs after its KL schedule
 NOTHING_TO_FIT = (
     "the guide and the model have no parameters, so there is nothing to fit. Give the guide some "
@@ -35,14 +36,17 @@ Factory = Callable[[list[Any]], torch.optim.Optimizer]
 class Schedule:
     """Steps, optimiser and learning rate of one fit.
 
-    With `steps` or `epochs` the rate of "auto" falls along a cosine; without, it falls whenever the
-    bound stops rising, and training ends at the last plateau. While KL weights still change, in
-    the first `anneal` steps, the bound's course says nothing.
+    With `steps` or `epochs` the rate of "auto" falls along a cosine; without, training goes through
+    stages of one rate, until averages over them are no better than before. An optimiser or
+    scheduler of the user's own trains until the bound stops rising. While KL weights still change,
+    in the first `anneal` steps, the bound's course says nothing.
 
     Args:
         per_epoch: steps in an epoch.
         steps, epochs, lr, optimizer, scheduler: as in `pvi.fit`.
         anneal: steps until the last KL schedule ends.
+        latents: numbers in the model's latents; `None` where two sets of parameters can't be
+            compared on the same rows, so that the rate falls whenever the bound stops rising.
 
     Raises:
         FitError: options that contradict each other.
@@ -57,6 +61,7 @@ class Schedule:
         optimizer: Any,
         anneal: int = 0,
         scheduler: Any = None,
+        latents: int | None = 1,
     ):
         steps = None if steps is None else whole_number("steps", steps)
         epochs = None if epochs is None else whole_number("epochs", epochs)
@@ -73,7 +78,12 @@ class Schedule:
         self.steps = epochs * per_epoch if epochs is not None else steps
         self.limit = self.steps or max(MAX_STEPS, MAX_EPOCHS * per_epoch, 2 * anneal)
         self.anneal = anneal
-        self.plateau = None if self.steps else Plateau(max(200, per_epoch))
+        self.plateau, self.stages = None, None
+        if self.steps is None and self._automatic and latents is not None:
+            tolerance = TOLERANCE * math.sqrt(max(latents, 1))
+            self.stages = Stages(max(200, per_epoch), self.limit, tolerance, anneal)
+        elif self.steps is None:
+            self.plateau = Plateau(max(200, per_epoch))
 
     @property
     def _automatic(self) -> bool:
@@ -170,7 +180,8 @@ class Schedule:
             optimizer: whose rates are set.
         """
         if self._automatic:
-            factor = cosine(step, self.limit) if self.plateau is None else self.plateau.factor
+            open_ended = self.stages or self.plateau
+            factor = open_ended.factor if open_ended else cosine(step, self.limit)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor * self.damping
 
@@ -194,7 +205,21 @@ class Schedule:
         Args:
             step: how many are done.
         """
+        if self.stages is not None and self.stages.finished is not None:
+            return step >= self.stages.finished
         return step >= self.limit or (self.plateau is not None and self.plateau.converged)
+
+    def expected(self, step: int) -> int | None:
+        """About how many steps there will be, where their number is open; at least.
+
+        Args:
+            step: how many are done.
+        """
+        if self.stages is not None:
+            return self.stages.finished or self.stages.end
+        return (
+            None if self.plateau is None else step + self.plateau.length * self.plateau.stages_left
+        )
 
     def shortfall(self, losses: Sequence[float]) -> str:
         """Why a finished fit has not converged, from the loss at each step; empty if it has."""
@@ -203,6 +228,19 @@ class Schedule:
             return f"the KL schedule ends at step {self.anneal}, after the {steps} of this fit"
         if self.anneal and steps - self.anneal < LATE * steps:
             return f"only {steps - self.anneal} of {steps} steps came after the KL schedule's end"
+        if self.stages is not None:
+            if self.stages.converged:
+                return ""
+            if abs(self.stages.gain) <= self.stages.tolerance:
+                return (
+                    f"after {steps} steps the averages of two stages agree, but no step was left "
+                    "to confirm it"
+                )
+            return (
+                f"after {steps} steps the averages of two stages still differ by "
+                f"{self.stages.gain:.2g} nats, more than {self.stages.tolerance:.2g}; scale or "
+                "centre the data, take larger batches, or another guide"
+            )
         if self.plateau is not None:
             level = self.plateau.converged
             return "" if level else f"the bound was not level yet after {steps} steps"

@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from pvi.engine.checks import check, check_values
 from pvi.engine.data import Batch, Data
 from pvi.engine.failures import changed_sites, later
 from pvi.engine.gradients import Baseline
+from pvi.engine.items import StreamData
 from pvi.engine.objective import Evaluation
 from pvi.engine.params import Params
 from pvi.engine.plan import make_plan
@@ -25,6 +26,7 @@ from pvi.fit.arguments import check_batch_size
 from pvi.fit.callbacks import Callback, tell_end
 from pvi.fit.checkpoint import Checkpoints
 from pvi.fit.deterministic import Deterministic, why_not
+from pvi.fit.distributed import ALONE, Team
 from pvi.fit.drift import Path, leaves_in, rise_ahead
 from pvi.fit.history import History
 from pvi.fit.minibatch import Minibatches, check_additive, check_plate_names, data_plates
@@ -42,6 +44,11 @@ from pvi.posterior import Posterior
 TEMPERED = (
     "KL weights other than 1, free bits and the like make the guide aim at a tempered posterior, "
     "not this one"
+)
+NO_SHARES = (
+    "several processes share the rows of the data, but there are none to share: pass at least one "
+    "row for each process as data=, in a plate of the model that follows their number. Otherwise "
+    "run one process, without torchrun."
 )
 PARTICLES, SMALL = 8, 20_000  # draws in a step of a model with at most so many numbers
 
@@ -62,23 +69,28 @@ class Trainer:
         options: Options | None = None,
         validation: Data | None = None,
         restarts: int = 0,
+        team: Team = ALONE,
     ):
         self.seed, self.restarts, self.started, self._sites = seed, restarts, False, ()
         self.modes: tuple[Mode, ...] = ()
-        self.options = options or Options()
+        self.options, self.team = options or Options(), team
         self.model, self.guide, self.data, self.callbacks = model, guide, data, callbacks
         self.params = Params(model, guide)
         check_values(data.named())
         with self.params.scope(), self.params.evaluation():
-            found = check(model, guide, *data.whole(), data.named())
+            found = check(model, guide, *data.probe(), data.named())
         self._shapes = {name: list(node["value"].shape) for name, node in found.items()}
         nodes = found.values()
         check_plate_names(plate, nodes)
         self.numbers = sum(node["value"].numel() for node in nodes)
+        latents = sum(node["value"].numel() for node in nodes if not node["is_observed"])
+        self.latents = None if isinstance(data, StreamData) else latents
         self._passes = math.ceil(max((p.scale for x in nodes for p in plates_of(x)), default=1.0))
         self.batch_size = _batch_size(batch_size, data)
-        self.batched = self._minibatches(plate, self.batch_size) if self.batch_size else None
+        rows = self.batch_size or self._shared_rows()
+        self.batched = self._minibatches(plate, rows) if rows else None
         self.objective = replace(objective or ELBO(self._particles(), kl="exact"))  # own baselines
+        team.check(self.objective)
         self.history = History()
         self.notes: list[str] = []
         self.validation = make_validation(self, validation, self.options)
@@ -95,19 +107,18 @@ class Trainer:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        return math.ceil(self._batches_per_epoch / self.options.accumulate)
+        return math.ceil(self.batches_per_epoch / self.options.accumulate)
 
     @property
-    def _batches_per_epoch(self) -> int:
-        if self.data.loader is not None:
-            return len(self.data.loader)
+    def batches_per_epoch(self) -> int:
+        """Batches that hold all the data once."""
         if self.batch_size is not None:
-            return self.data.size // self.batch_size
+            return self.data.steps(self.batch_size)
         return self._passes  # in which a model that subsamples by itself sees all its data
 
     def _particles(self) -> int:
         """More particles for less noise where they cost next to nothing."""
-        share = self.batch_size / (self.data.size or 1) if self.batch_size else 1.0
+        share = self.batch_size / (self.data.shown or 1) if self.batch_size else 1.0
         guide = self.guide
         own = guide.parameters() if isinstance(guide, Guide) and not guide.amortized else ()
         free = {id(p) for p in own}  # networks of a flow: no data go through them
@@ -115,8 +126,20 @@ class Trainer:
         if share * self.numbers > SMALL or any(map(self.params.is_network, weights)):
             return 1
         with self.params.scope():
-            plan = make_plan(self.model, self.guide, *self.data.whole(), "joint")
+            plan = make_plan(self.model, self.guide, *self.data.probe(), "joint")
         return PARTICLES if plan.vectorized else 1
+
+    def _shared_rows(self) -> int:
+        """Rows in a batch of all rows, of which several processes take a share each; 0 if one."""
+        if self.team.alone or isinstance(self.guide, Laplace):
+            return 0
+        if self.data.size < self.team.number:
+            raise FitError(NO_SHARES)
+        return self.data.size
+
+    def batches(self, skip: int = 0) -> Iterator[Batch]:
+        """This process's share of each batch of one epoch."""
+        return self.data.batches(self.batch_size, self.team.part, skip)
 
     def _minibatches(self, plate: str | Sequence[str] | None, batch_size: int) -> Minibatches:
         named = [plate] if isinstance(plate, str) else plate
@@ -124,7 +147,10 @@ class Trainer:
             plates = data_plates(self.model, self.data, batch_size, named)
             if plate is None:
                 check_additive(self.model, self.data, batch_size, plates)
-            batched = Minibatches(self.model, self.guide, plates, self.data)
+            if not plates and not self.team.alone:
+                raise FitError(NO_SHARES)
+            self.team.check_same(self.data, batch_size)
+            batched = Minibatches(self.model, self.guide, plates, self.data, self.team)
             batched.probe(batch_size)
         return batched
 
@@ -206,6 +232,7 @@ class Trainer:
                         checkpoints.write(training)
         finally:
             self.notes = training.finish()
+        self.team.broadcast(self.params.tensors().values())  # buffers are each process's own
         if stopped:
             return stopped
         level = schedule.shortfall(self.history.losses)
@@ -229,13 +256,18 @@ class Trainer:
         if way is None:
             return ""
 
-        def bound(seed: int) -> float:
+        def bounds(seed: int) -> Callable[[], float]:
             torch.manual_seed(seed)
-            batch = next(self.data.batches(self.batch_size))
-            return -float(self.evaluate(batch, step).loss)
+            batch = next(self.batches())
+
+            def bound() -> float:
+                torch.manual_seed(seed)
+                return -self.team.mean(float(self.evaluate(batch, step).loss), batch.weight)
+
+            return bound
 
         with preserved_rng(), torch.no_grad(), self.params.evaluation():
-            return rise_ahead(leaves, way, bound)
+            return rise_ahead(leaves, way, bounds)
 
     def evaluate(self, batch: Batch, step: int, now: Objective | None = None) -> Evaluation:
         """The objective of this step, or a given one, on one batch."""
@@ -261,7 +293,7 @@ class Trainer:
     def look(self) -> None:
         """Let the objective look at the programs and decide how to run them, as at the start."""
         with preserved_rng(), torch.no_grad():
-            self.evaluate(next(self.data.batches(self.batch_size)), 0)
+            self.evaluate(next(self.batches()), 0)
         self.params.sync()
 
     @cached_property
@@ -315,8 +347,8 @@ def _batch_size(batch_size: int | None, data: Data) -> int | None:
     """Rows in a batch; `None` for the whole, which is never shuffled."""
     batch_size = check_batch_size(batch_size)
     if data.loader is not None:
-        own = data.loader.batch_size or getattr(data.loader.batch_sampler, "batch_size", None) or 1
-        if batch_size not in (None, own):
+        own = data.batch_size(batch_size)
+        if batch_size not in (None, own) and min(batch_size, data.size) != own:
             raise DataError(
                 f"batch_size={batch_size}, but the DataLoader makes batches of {own}. Leave "
                 "batch_size out, or pass the loader's Dataset as data."
@@ -326,4 +358,4 @@ def _batch_size(batch_size: int | None, data: Data) -> int | None:
         return None
     if data.size == 0:
         raise DataError("batch_size needs rows: pass the data as data=, not inside the model")
-    return batch_size if batch_size < data.size else None
+    return data.batch_size(batch_size)

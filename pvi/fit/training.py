@@ -17,7 +17,7 @@ from pvi.engine.data import Batch
 from pvi.engine.gradients import leaves_of
 from pvi.engine.objective import Evaluation
 from pvi.engine.traces import rng_state
-from pvi.errors import FitError, GuideError, ModelError
+from pvi.errors import CheckpointError, FitError, GuideError, ModelError
 from pvi.fit.callbacks import Step, ask
 from pvi.fit.compiled_training import CompiledSteps
 from pvi.fit.drift import Path, leaves_in
@@ -27,7 +27,9 @@ from pvi.fit.locate import Input, Place, Search, is_numeric, of_record
 from pvi.fit.progress import Progress
 from pvi.fit.random import random_state, set_random_state
 from pvi.fit.schedule import Schedule
+from pvi.fit.stages import Averages
 
+Record = tuple[tuple[str, ...], Tensor]  # names and numbers of a step
 INTERVAL = 16  # steps on an accelerator between two looks at its numbers
 
 
@@ -42,15 +44,21 @@ class Training:
 
     def __init__(self, task: Any, schedule: Schedule, bar: Progress):
         self.task, self.schedule, self.bar = task, schedule, bar
-        self.options, self.validation = task.options, task.validation
+        self.options, self.validation, self.team = task.options, task.validation, task.team
+        self.team.broadcast(task.params.tensors().values())
         self.optimizer = schedule.optimizer(task.params)
         self.scheduler = schedule.scheduler(self.optimizer, self.validation is not None)
         self.path, self.recovery = Path(), Recovery()
+        self.averages = Averages(task, schedule.stages) if schedule.stages else None
         self.compiled = CompiledSteps(task)
         self.step = 0
         self.in_epoch = 0  # batches of this epoch that are done
         self.epoch_start: dict[str, Any] = {}  # the random state then, which decides the order
+        self.batch: Batch | None = None  # the last one
+        self.batch_mark: int | None = None  # its checksum, where a checkpoint was written
         self.whole = False  # whether no step is half done
+        self._names: tuple[str, ...] = ()  # of the record that processes share
+        self._asks = self.team.any(bool(task.callbacks))  # whether some process has callbacks
         self._unread: list[tuple[int, Row]] = []  # steps whose numbers were not looked at yet
         self._interval = looks(leaves_in(self.optimizer)[0])
 
@@ -77,7 +85,7 @@ class Training:
             self._take(batches)
             self._validate()
             self.whole = True
-            stopped = ask(self.task.callbacks, Step(self.step, self.task.params, self.history))
+            stopped = self._asked()
             if checkpoints is not None:
                 checkpoints.after_step(self)
             if stopped:
@@ -93,8 +101,16 @@ class Training:
             notes = [*notes, f"the last updates were not finite: back to {recovery.snapshot.step}"]
         if recovery.skipped > SHOWN:
             notes = [*notes, f"{recovery.skipped} steps were left out in all"]
+        kept = self.validation is not None and self.validation.keeps_best
+        if self.averages is not None and not kept:
+            self.averages.close(self.step)
         restored = "" if self.validation is None else self.validation.restore_best(self.step)
         return [*notes, *self.compiled.notes, *([restored] if restored else [])]
+
+    def _asked(self) -> str:
+        """Why a callback, of any process, ends the fit; "" if none does."""
+        said = ask(self.task.callbacks, Step(self.step, self.task.params, self.history))
+        return self.team.first_of(said) if self._asks else said
 
     @property
     def _exhausted(self) -> bool:
@@ -104,37 +120,49 @@ class Training:
         """Batches without end, from the middle of an epoch where a checkpoint left off."""
         data = self.task.data
         while True:
+            self.team.same_random()
             now, done = random_state(data.loader), self.in_epoch
             if done:
                 set_random_state(self.epoch_start, data.loader)
             else:
                 self.epoch_start = now
-            batches = data.batches(self.task.batch_size)
-            for _ in range(done):
-                next(batches)
+            batches = self.task.batches(skip=max(done - 1, 0))
             if done:
+                self._check_same(next(batches, None))
                 set_random_state(now, data.loader)
             for batch in batches:
-                self.in_epoch += 1
+                self.in_epoch, self.batch = self.in_epoch + 1, batch
                 yield batch
             self.in_epoch = 0
+
+    def mark(self) -> int | None:
+        """What tells the last batch from others, for whoever goes on from here."""
+        if self.batch is None:
+            return self.batch_mark
+        return None if self.batch.indices is None else self.batch.checksum()
+
+    def _check_same(self, batch: Batch | None) -> None:
+        """Refuse to go on in the middle of an epoch whose rows come in another order now."""
+        mark = self.batch_mark if self.team.first else None  # it is of the first process's share
+        other = mark is not None and (batch is None or batch.checksum() != mark)
+        if self.team.any(other):
+            raise CheckpointError(
+                f"the data don't give the same rows again at step {self.step}, so this fit can't "
+                "go on where it was: its stream, sampler or transform draws from a random state "
+                "that is not torch's, numpy's or Python's. Seed it, or start again with another "
+                "checkpoint= folder."
+            )
 
     def _take(self, batches: Iterator[Batch]) -> None:
         """One step, or none where its numbers are not finite."""
         begun = time.perf_counter()
         inputs: list[Input] = []
-        error: Exception | None = None
-        try:
-            row = self._gradient(batches, inputs)
-        except (RuntimeError, ValueError) as raised:
-            if not is_numeric(raised):
-                raise
-            error = raised
-            row = Row(("bound", "loss", "grad_norm"), torch.full((3,), torch.nan), {})
+        row, error = self._gradient(batches, inputs)
         row.more["lr"] = self.optimizer.param_groups[0]["lr"]
         self._unread.append((self.step + 1, row))
         self.history.append(row)
-        looked = self._careful or error is not None or len(self._unread) >= self._interval
+        failed = error is not None and self.team.alone  # others can't know of it before they look
+        looked = self._careful or failed or len(self._unread) >= self._interval
         if not looked:
             self.recovery.moved = True
         if not looked or self._sound(inputs, error):
@@ -143,26 +171,67 @@ class Training:
         row.more["seconds"] = time.perf_counter() - begun
         self._close(looked)
 
-    def _gradient(self, batches: Iterator[Batch], inputs: list[Input]) -> Row:
-        """Mean gradient over the batches of a step, and the mean of what is recorded."""
+    def _gradient(
+        self, batches: Iterator[Batch], inputs: list[Input]
+    ) -> tuple[Row, Exception | None]:
+        """Mean gradient over the batches of a step and over all processes, and the mean of what is
+        recorded: NaN where the programs fail because of bad numbers. The error is that of this
+        process.
+        """
         self.optimizer.zero_grad()
-        count, records = self.options.accumulate, []
-        for _ in range(count):
-            batch = next(batches)
-            inputs.append((batch, rng_state()))
-            known = self.compiled.gradients(batch, self.step, 1.0 / count)
-            if known is not None:
-                records.append(known)
-                continue
-            with self._checks():
-                value = self._evaluate(batch)
-                names, numbers = value.stacked()
-                (value.loss if count == 1 else value.loss / count).backward()
-            records.append((names, numbers))
+        record, error = self._own_gradient(batches, inputs)
+        record = record if self.team.alone else self._averaged(record)
+        if record is None:
+            return Row(("bound", "loss", "grad_norm"), torch.full((3,), torch.nan), {}), error
+        names, numbers = record
         grads = [p.grad for p in leaves_in(self.optimizer) if p.grad is not None]
         norm = get_total_norm(grads) if grads else torch.zeros(())
-        names, numbers = _mean(records)
-        return Row((*names, "grad_norm"), torch.cat([numbers, norm.reshape(1).to(numbers)]), {})
+        numbers = torch.cat([numbers, norm.reshape(1).to(numbers)])
+        return Row((*names, "grad_norm"), numbers, {}), error
+
+    def _own_gradient(
+        self, batches: Iterator[Batch], inputs: list[Input]
+    ) -> tuple[Record | None, Exception | None]:
+        """That of this process, which takes all batches of the step, also where programs fail."""
+        count = self.options.accumulate
+        try:
+            return _mean([self._backward(next(batches), inputs) for _ in range(count)]), None
+        except (RuntimeError, ValueError) as error:
+            if not is_numeric(error):
+                raise
+            for _ in range(count - len(inputs)):
+                next(batches)
+            return None, error
+
+    def _backward(self, batch: Batch, inputs: list[Input]) -> Record:
+        """Add a batch's share to the gradient."""
+        inputs.append((batch, rng_state()))
+        share = batch.weight / self.options.accumulate
+        known = self.compiled.gradients(batch, self.step, share)
+        if known is None:
+            with self._checks():
+                value = self._evaluate(batch)
+                known = value.stacked()
+                (value.loss if share == 1.0 else value.loss * share).backward()
+        names, numbers = known
+        return names, numbers if batch.weight == 1.0 else numbers * batch.weight
+
+    def _averaged(self, record: Record | None) -> Record | None:
+        """The mean over all processes, in one message. Its entries are those of the first step, for
+        all must send as many; `None` where one of them has failed in that.
+        """
+        if not self._names:
+            if self.team.any(record is None):
+                return None
+            self._names = record[0] if record else ()
+        leaves = leaves_in(self.optimizer)
+        if record is None:
+            numbers = leaves[0].new_full((len(self._names),), torch.nan)
+            for p in leaves:
+                p.grad = torch.full_like(p, torch.nan)
+        else:
+            numbers = _ordered(record, self._names)
+        return self._names, self.team.average(numbers, leaves)
 
     def _evaluate(self, batch: Batch) -> Evaluation:
         """The objective on one batch; parameters that appear only now are trained too."""
@@ -200,7 +269,9 @@ class Training:
                 continue
             late = step <= self.step
             place = None if late else Search(self.task, self.step).place(inputs)
-            self._fail(place or _place(record, error), late, error)
+            place = self.team.first_of(place or _in_error(error)) or of_record(record)
+            self._fail(place, late, error)
+            self.team.same_random()  # where programs failed, less was drawn
             return False
         if self.recovery.passed(self, [batch for batch, _ in inputs]):
             return True
@@ -232,9 +303,11 @@ class Training:
                 self.schedule.see(step, record["loss"])
                 self.bar.see(record["bound"])
             self._unread = []
+        if self.averages is not None:
+            self.averages.after(self.step)
         self.schedule.adapt(self.step, self.optimizer)
         self.path.pass_by(self.step, self.optimizer)
-        self.bar.update(self.step, self.schedule.plateau)
+        self.bar.update(self.schedule.expected(self.step))
 
     def _validate(self) -> None:
         validation = self.validation
@@ -301,17 +374,25 @@ def looks(leaf: Tensor) -> int:
     return 1 if leaf.device.type == "cpu" else INTERVAL
 
 
-def _mean(records: list[tuple[tuple[str, ...], Tensor]]) -> tuple[tuple[str, ...], Tensor]:
+def _mean(records: list[Record]) -> Record:
     """Entry by entry over batches, of the entries that all have."""
     if len(records) == 1:
         return records[0]
-    names = [n for n in records[0][0] if all(n in others for others, _ in records)]
-    rows = [numbers[[own.index(n) for n in names]] for own, numbers in records]
-    return tuple(names), torch.stack(rows).mean(0)
+    names = tuple(n for n in records[0][0] if all(n in others for others, _ in records))
+    return names, torch.stack([_ordered(record, names) for record in records]).mean(0)
 
 
-def _place(record: dict[str, float], error: Exception | None) -> Place:
+def _ordered(record: Record, names: tuple[str, ...]) -> Tensor:
+    """The entries of these names, NaN where there is none."""
+    own, numbers = record
+    if own == names:
+        return numbers
+    padded = torch.cat([numbers, numbers.new_full((1,), torch.nan)])
+    return padded[[own.index(name) if name in own else -1 for name in names]]
+
+
+def _in_error(error: Exception | None) -> Place | None:
     """Where a fault is that did not come again."""
     if error is None:
-        return of_record(record)
+        return None
     return Place(f"the programs fail ({str(error).splitlines()[0].rstrip('.: ')})", "error")

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from pvi.engine.checks import check, check_values
-from pvi.engine.data import Batch, Data
-from pvi.engine.traces import preserved_rng
+from pvi.engine.data import Batch, Data, as_data
+from pvi.engine.items import ItemData
 from pvi.errors import DataError, FitError, GuideError, ModelError
 from pvi.fit.locate import is_numeric
+from pvi.fit.random import kept_random
 from pvi.fit.storage import Tree
 
 SEED = 0  # the same draws each time, so that two validations differ by the parameters alone
@@ -26,6 +28,7 @@ class Validation:
     where $L_b$ is the bound of a part of $n_b$ rows scaled to all $N$ of the validation data: the
     log likelihood and local KLs of every row once, and global KLs once. Without gradients, in
     evaluation mode, with the same random draws each time and outside of the fit's random stream.
+    Several processes take a share of each part.
 
     Args:
         task: the fit's trainer.
@@ -41,7 +44,7 @@ class Validation:
 
     def __init__(self, task: Any, data: Data, every: int | None, patience: int | None):
         self._task, self._patience = task, patience
-        self._data = data if data.loader is None else replace(data, loader=None)
+        self._data = replace(data, own_loader=None) if isinstance(data, ItemData) else data
         self.every = every or max(task.steps_per_epoch, LEAST)
         self.step, self.bound, self.waited = 0, -math.inf, 0  # of the best; validations since
         self.values: dict[str, Tensor] = {}
@@ -63,16 +66,24 @@ class Validation:
         Args:
             step: how many steps were done, for schedules.
         """
-        task, total = self._task, torch.zeros(())
-        with preserved_rng(), torch.no_grad(), task.params.evaluation():
+        task = self._task
+        tensors = task.params.tensors().values()
+        task.team.broadcast(x for x in tensors if not x.requires_grad)
+        with kept_random(self._data.loader), torch.no_grad(), task.params.evaluation():
             torch.manual_seed(SEED)
             try:
-                for batch, share in self._parts():
-                    total = total + share * task.evaluate(batch, step).bound
+                total = self._sum(step)
             except (RuntimeError, ValueError) as error:
                 if not is_numeric(error):
                     raise
-                return math.nan
+                total = math.nan
+        return task.team.mean(total)
+
+    def _sum(self, step: int) -> float:
+        """Over the parts, of this process's share in them."""
+        total = torch.zeros(())
+        for batch, share in self._parts():
+            total = total + share * batch.weight * self._task.evaluate(batch, step).bound
         return float(total)
 
     def update(self, step: int) -> float:
@@ -140,13 +151,11 @@ class Validation:
 
     def _parts(self) -> Iterator[tuple[Batch, float]]:
         """The rows in order in parts of about the batch size, each with its share of all."""
-        size, batch_size = self._data.size, self._task.batch_size
-        if self._task.batched is None or not batch_size:
-            yield Batch(*self._data.whole(), None, size), 1.0
+        data, size, team = self._data, self._data.size, self._task.team
+        if self._task.batched is None:
+            yield Batch(*data.whole(), None, size), 1.0
             return
-        rows = torch.arange(size, device=self._data.device)
-        for part in torch.tensor_split(rows, math.ceil(size / batch_size)):
-            yield Batch(*self._data.rows(part), part, size), len(part) / size
+        yield from data.parts(self._task.batch_size or size, team.part)
 
     def _check(self) -> None:
         """Run both programs on some of the rows, another number than there are training data."""
@@ -159,8 +168,14 @@ class Validation:
                 "evaluated on validation_data. Use plates of the length of the arguments, and "
                 "batch_size."
             )
+        if task.batched is None and not data.fits:
+            raise DataError(
+                "validation_data are read in pieces, but the fit takes all rows at once: give "
+                "batch_size=, or validation_data as tensors."
+            )
+        task.team.check_same(data, task.batch_size)
         check_values(data.named())
-        rows = data.size - (data.size == task.data.size and data.size > 1)
+        rows = data.shown - (data.shown == task.data.size and data.shown > 1)
         part = torch.arange(rows, device=data.device)
         args, kwargs = data.rows(part)
         try:
@@ -175,6 +190,26 @@ class Validation:
                 "training data has none for other rows: use pvi.guides.Amortized for such latents, "
                 "or fit without validation_data."
             ) from error
+
+
+def read_held(
+    data: Any,
+    args: tuple,
+    kwargs: Mapping[str, Any] | None,
+    model: Any,
+    device: Any,
+    batch_size: int | None,
+) -> Data:
+    """Read `validation_data=` outside of the fit's random stream, see `as_data`.
+
+    Raises:
+        DataError: as there.
+    """
+    try:
+        with kept_random(data if isinstance(data, DataLoader) else None):
+            return as_data(data, args, kwargs, model, device, batch_size=batch_size)
+    except DataError as error:
+        raise DataError(f"validation_data: {error}") from error
 
 
 def make_validation(task: Any, data: Data | None, options: Any) -> Validation | None:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pvi.engine.joint import terms_of
 from pvi.engine.look import agree, look
-from pvi.engine.traces import Program, hidden, run
+from pvi.engine.masks import mask_for_guide
+from pvi.engine.traces import Program, hidden, run, sample_nodes
 from pvi.errors import GuideError
 from pvi.guides.layout import Layout
 from pvi.optim.mode import maximize
@@ -21,11 +22,21 @@ from pvi.optim.mode import maximize
 class LogJoint:
     """$u \\mapsto \\log p(x, t(u)) + \\log |\\det dt/du|$, nats; discrete sites are summed out.
 
+    Args:
+        dtype: of the points, where it is not that of the layout.
+
     Raises:
         GuideError: the model subsamples, so that no single number is its density.
     """
 
-    def __init__(self, model: Program, layout: Layout, args: tuple, kwargs: Mapping):
+    def __init__(
+        self,
+        model: Program,
+        layout: Layout,
+        args: tuple,
+        kwargs: Mapping,
+        dtype: torch.dtype | None = None,
+    ):
         for latent in layout.latents.values():
             for plate in latent.plates:
                 if plate.size < plate.full_size:
@@ -35,7 +46,13 @@ class LogJoint:
                         "them all. Start at the prior's median, or use all rows."
                     )
         self._model, self._layout, self._args, self._kwargs = model, layout, args, kwargs
-        self._enumeration, _, _ = look(model, self._guide(layout.start()), args, kwargs)
+        self.start = layout.start().to(dtype)
+        self._enumeration, _, trace = look(model, self._guide(self.start), args, kwargs)
+        self.numbers = sum(node["value"].numel() for node in sample_nodes(trace).values())
+        nodes = [trace.nodes[name] for name in layout.latents]
+        masks = [mask_for_guide(x["name"], x["fn"], x["mask"], True) for x in nodes]
+        self._masked = not all(x is None or bool(torch.as_tensor(x).all()) for x in masks)
+        self._penalised = any(message["kind"] == "penalty" for message in trace.effects)
 
     def __call__(self, u: Tensor) -> Tensor:
         programs = (self._enumeration.guide(self._guide(u)), self._enumeration.model(self._model))
@@ -46,24 +63,48 @@ class LogJoint:
             terms = terms_of(guide_trace, model_trace, enumeration=self._enumeration)
             return terms.log_weights().sum()
 
+    @property
+    def left_out(self) -> str:
+        """What an objective holds that a normal over all latents can't take from here."""
+        if self._penalised:
+            return "the model has a pvi.penalty"
+        return "the model masks elements of its latents out" if self._masked else ""
+
+    @cached_property
+    def kept(self) -> int:
+        """How many numbers one run keeps for its gradient, for each point anew."""
+        count = 0
+
+        def pack(x: Tensor) -> Tensor:
+            nonlocal count
+            count += x.numel() * x.requires_grad
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            self(self.start.clone().requires_grad_())
+        return count
+
+    @cached_property
+    def together(self) -> bool:
+        """Whether the model can be run once for many points."""
+        start = self.start
+        points = start + 0.1 * torch.linspace(-1.0, 1.0, 3 * len(start)).to(start).reshape(3, -1)
+        with torch.no_grad():
+            try:
+                return agree(torch.func.vmap(self)(points), self._singly(points))
+            except Exception:  # whatever a program raises on tensors that are many at once
+                return False
+
+    def _singly(self, points: Tensor) -> Tensor:
+        return torch.stack([self(u) for u in points])
+
     @cached_property
     def many(self) -> Callable[[Tensor], Tensor]:
         """The density at many points, `(K, D)` to `(K)`: together where the model can, else singly.
 
         A model need not know of particles for that: `torch.func.vmap` runs it once for all.
         """
-
-        def singly(points: Tensor) -> Tensor:
-            return torch.stack([self(u) for u in points])
-
-        start = self._layout.start()
-        points = start + 0.1 * torch.linspace(-1.0, 1.0, 3 * len(start)).to(start).reshape(3, -1)
-        with torch.no_grad():
-            try:
-                alike = agree(torch.func.vmap(self)(points), singly(points))
-            except Exception:  # whatever a program raises on tensors that are many at once
-                alike = False
-        return torch.func.vmap(self) if alike else singly
+        return torch.func.vmap(self) if self.together else self._singly
 
     def derivatives(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient `(D)` and negative Hessian `(D, D)` at a point."""
@@ -97,7 +138,8 @@ class LogJoint:
                         if p.name not in plates:
                             plates[p.name] = pyro.plate(p.name, p.full_size, dim=p.dim)
                         stack.enter_context(plates[p.name])
-                    pyro.sample(name, pushed(latent, value))
+                    infer: Any = {"follows_mask": True}
+                    pyro.sample(name, pushed(latent, value), infer=infer)
 
         return guide
 

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 FLOOR = 1e-3  # the last learning rate, as a share of the first
+LAST = 200  # steps at the end, at next to no rate, whose bounds are those of the parameters kept
 
 
 def cosine(step: int, steps: int) -> float:
@@ -94,3 +95,71 @@ class Plateau:
     def stages_left(self) -> int:
         """The fewest stages that remain."""
         return 2 * (1 + math.ceil(max(math.log(FLOOR / self.factor) / math.log(self.shrink), 0.0)))
+
+
+@dataclass
+class Stages:
+    """Stages of one rate and growing length, until averages over them are no better than before.
+
+    Each stage is twice as long as the one before. Its rate is half of it if the parameters had come
+    to rest around the optimum there. With rates that fall as lengths grow, the error of the
+    averages falls as one over the number of steps, so that the gain of a stage over the stage
+    before is about what there is still to gain. Once it is below `tolerance`, a stage of a quarter
+    of the rate has to confirm that.
+
+    Args:
+        length: steps in the first stage.
+        limit: steps in all.
+        tolerance: nats.
+        start: steps before the first stage.
+
+    Reference:
+        Hazan and Kale 2014 (epoch gradient descent); Welandawe et al. 2022 (rates and averages).
+    """
+
+    length: int
+    limit: int
+    tolerance: float
+    start: int = 0
+    factor: float = 1.0
+    gain: float = math.inf
+    lowered: bool = False
+    ended: bool = False
+    converged: bool = False
+
+    @property
+    def end(self) -> int:
+        """The step at which this stage ends."""
+        return min(self.start + self.length, max(self.limit - LAST, self.start + 1))
+
+    @property
+    def finished(self) -> int | None:
+        """The step after which training is over, once that is known."""
+        return min(self.start + LAST, self.limit) if self.ended else None
+
+    def judge(self, gain: float, error: float, moving: bool) -> None:
+        """Set the next stage after one.
+
+        Args:
+            gain: of its best parameters over the best before, nats.
+            error: standard error of that.
+            moving: whether the parameters were still on their way.
+        """
+        self.start, self.gain = self.end, gain
+        small = gain <= max(self.tolerance, 2.0 * error)
+        self.converged = small and self.lowered
+        self.ended = self.converged or self.start >= self.limit - LAST
+        self.lowered = small or not moving
+        self.length = max(self.length // 2, 1) if small else 2 * self.length
+        if self.ended:
+            self.factor *= FLOOR
+        elif self.lowered:
+            self.factor *= 0.25 if small else 0.5
+
+    def state(self) -> dict[str, Any]:
+        """What changes in training, as plain data."""
+        return vars(self).copy()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from an earlier `state`."""
+        vars(self).update(state)

@@ -85,6 +85,7 @@ def to_datatree(
     """
     import xarray
 
+    data = posterior.data.kept()
     with posterior.drawing(seed) as runner:
         namer = _Namer(runner.nodes, coords or {}, dims or {})
         parts: dict[str, list] = {"posterior": [], "posterior_predictive": [], "log_likelihood": []}
@@ -105,8 +106,8 @@ def to_datatree(
     groups["sample_stats"] = namer.dataset(stats)
     observed = {name: runner.nodes[name]["value"] for name in runner.observed}
     groups["observed_data"] = namer.dataset(observed, draws=False)
-    groups["constant_data"] = namer.constants(posterior.data.named(), observed)
-    namer.check_names(posterior.data.named(), groups)
+    groups["constant_data"] = namer.constants(data.named(), observed)
+    namer.check_names(data.named(), groups)
     attrs: dict[str, Any] = {"inference_library": "pvi"}
     attrs["sampling"] = "independent draws from the guide"
     if course is not None:

@@ -87,7 +87,7 @@ def with_rows(
 
 def _row_plates(model: Program, data: Data) -> set[str]:
     """The plates that grow with the data: with one row more."""
-    every = torch.arange(data.size, device=data.device)
+    every = torch.arange(data.shown, device=data.device)
     one, two = (
         plate_frames(sample_nodes(run_hidden(model, *data.rows(rows))))
         for rows in (every, torch.cat([every, every[:1]]))

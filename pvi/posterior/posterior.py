@@ -22,6 +22,7 @@ from pvi.guides.guide import as_guide
 from pvi.posterior.draws import Draws, Runner, stack_draws
 from pvi.posterior.draws import stack as stacked
 from pvi.posterior.local import with_rows
+from pvi.posterior.partial import caveat, row_sites, without_rows
 from pvi.posterior.predictive import check_plates, new_arguments
 
 
@@ -64,7 +65,7 @@ class Posterior:
             check_values(self.data.named())
             known = self._params.names()
             with self._params.scope(), self._params.evaluation():
-                check(model, guide, *self.data.whole(), self.data.named())
+                check(model, guide, *self.data.probe(), self.data.named())
             check_trained(
                 self._params.names() - known,
                 "Train the guide first; after pvi.fit use fit.posterior, or "
@@ -75,12 +76,19 @@ class Posterior:
         self._runner: Runner | None = None
 
     def sample(self, num_draws: int = 1000, *, seed: int | None = None) -> dict[str, Tensor]:
-        """Draws of every latent and deterministic site, `(num_draws, *site shape)`."""
+        """Draws of every latent and deterministic site, `(num_draws, *site shape)`.
+
+        Where the data are too large for memory, of the sites that belong to no single row.
+        """
         with self.drawing(seed) as runner:
-            return stacked([run.sample() for run in runner.runs(num_draws)])
+            draws = stacked([run.sample() for run in runner.runs(num_draws)])
+            if self.data.fits:
+                return draws
+            return without_rows(draws, row_sites(self.model, self.guide, self.data))
 
     def draws(self, num_draws: int = 1000, *, seed: int | None = None) -> Draws:
         """Draws of the latent sites with their log p(x, z) and log q(z), nats."""
+        self.data.whole()
         with self.drawing(seed) as runner:
             return stack_draws([run.draws() for run in runner.runs(num_draws)])
 
@@ -100,6 +108,7 @@ class Posterior:
         self, num_draws: int = 1000, *, seed: int | None = None
     ) -> dict[str, Tensor]:
         """Log density of every observation at each draw, `(num_draws, *batch)`, nats, unscaled."""
+        self.data.whole()
         with self.drawing(seed) as runner:
             return stacked([run.log_likelihood() for run in runner.runs(num_draws)])
 
@@ -141,7 +150,7 @@ class Posterior:
                 else:
                     guide, params = self._with_rows(args, kwargs, infer_local)
                     stack.enter_context(params.scope())
-                rows = self.data.size
+                rows = self.data.size if self.data.fits else self.data.shown
                 runner = Runner(self.model, guide, args, kwargs, plan, runner, rows)
             return stacked([run.predictive(names) for run in runner.runs(num_draws)])
 
@@ -151,7 +160,7 @@ class Posterior:
     def caveats(self) -> list[str]:
         """Why the log weights of this posterior would be meaningless; empty if they are sound."""
         sites, points = self.runner.sites, self.runner.plan.points
-        reasons = list(self._caveats)
+        reasons = [*self._caveats, *([] if self.data.fits else [caveat(self.data)])]
         if not any(site.p is not None and site.q is not None for site in sites):
             reasons.append("the model has no latent site")
         for site in sites:
@@ -189,7 +198,7 @@ class Posterior:
     def dependent_latents(self) -> list[str]:
         """Latents whose location or scale depends on another: see `reparam=` of `pvi.fit`."""
         with self.drawing(None):
-            return list(dependent_sites(self.model, *self.data.whole()))
+            return list(dependent_sites(self.model, *self.data.probe()))
 
     def on(
         self,
@@ -254,7 +263,7 @@ class Posterior:
             stack.enter_context(torch.no_grad())
             stack.enter_context(torch.device(self._device) if self._device else nullcontext())
             if self._runner is None:
-                args, kwargs = self.data.whole()
+                args, kwargs = self.data.whole() if self.data.fits else self.data.probe()
                 plan = make_plan(self.model, self.guide, args, kwargs, "joint", average=False)
                 self._runner = Runner(self.model, self.guide, args, kwargs, plan)
             if seed is not None:

@@ -137,14 +137,31 @@ def _() -> BadInput:
         def __iter__(self) -> Any:
             yield torch.zeros(1)
 
-    names = ("without a length", "map-style")
+    names = ("unknown length", "num_data=")
     return BadInput({"data": Stream()}, DataError, "data", names, {"data": data()}, pyro=False)
+
+
+@row(GROUP, "a stream without a batch size")
+def _() -> BadInput:
+    class Stream(IterableDataset):
+        def __iter__(self) -> Any:
+            return zip(*data(), strict=True)
+
+    call = {"data": Stream(), "num_data": SIZE}
+    names = ("IterableDataset", "DataLoader")
+    return BadInput(call, DataError, "batch_size=", names, {"batch_size": 5}, pyro=False)
+
+
+@row(GROUP, "num_data beside data that know their rows")
+def _() -> BadInput:
+    call = {"num_data": 2 * SIZE}
+    return BadInput(call, DataError, "num_data", ("streams",), {"num_data": None}, pyro=False)
 
 
 @row(GROUP, "an empty Dataset")
 def _() -> BadInput:
     call = {"data": TensorDataset(torch.zeros(0))}
-    names = ("empty", "no items")
+    names = ("empty", "argument 'x' has no rows")
     return BadInput(call, DataError, "data", names, {"data": data()}, pyro=False)
 
 

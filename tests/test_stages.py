@@ -1,0 +1,191 @@
+"""Adam's stages: their rates and lengths, their averages, and when they end a fit."""
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pvi
+from pvi.fit.stages import Averages
+from pvi.optim.schedule import FLOOR, LAST, Stages
+from tests.scenarios import mean_model, mean_posterior, randn
+
+pytestmark = pytest.mark.usefixtures("isolated")
+Y = randn(40) + 1.0
+
+
+def vector(params: Any) -> Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in params.named().values()])
+
+
+def until(last: int) -> list[Any]:
+    return [lambda step: step.step == last]
+
+
+class TestStages:
+    def test_double_and_halve(self) -> None:
+        stages = Stages(200, 20_000, 0.1)
+        stages.judge(50.0, 0.0, moving=True)
+        assert (stages.start, stages.end, stages.factor) == (200, 600, 1.0)
+        stages.judge(5.0, 0.0, moving=False)
+        assert (stages.end, stages.factor) == (1400, 0.5)
+
+    def test_small_gain_has_to_be_confirmed_at_a_lower_rate(self) -> None:
+        stages = Stages(200, 20_000, 0.1)
+        stages.judge(0.05, 0.0, moving=True)
+        assert (stages.end, stages.factor, stages.ended) == (300, 0.25, False)
+        stages.judge(0.05, 0.0, moving=True)
+        assert stages.converged and stages.finished == 300 + LAST
+        assert stages.factor == 0.25 * FLOOR
+
+    def test_gain_at_the_lower_rate_goes_on(self) -> None:
+        stages = Stages(200, 20_000, 0.1)
+        stages.judge(0.05, 0.0, moving=True)
+        stages.judge(3.0, 0.0, moving=True)
+        assert not stages.ended and stages.end == 300 + 200
+
+    @pytest.mark.parametrize(("gain", "error", "small"), [(0.3, 0.16, True), (0.3, 0.14, False)])
+    def test_gain_within_its_noise_is_small(self, gain: float, error: float, small: bool) -> None:
+        stages = Stages(200, 20_000, 0.1)
+        stages.judge(gain, error, moving=False)
+        stages.judge(gain, error, moving=False)
+        assert stages.converged == small
+
+    @pytest.mark.parametrize("gain", [math.nan, math.inf])
+    def test_what_is_no_number_converges_to_nothing(self, gain: float) -> None:
+        stages = Stages(200, 20_000, 0.1, lowered=True)
+        stages.judge(gain, math.nan, moving=False)
+        assert not stages.converged
+
+    def test_limit(self) -> None:
+        stages = Stages(200, 1000, 0.1)
+        for _ in range(2):
+            stages.judge(50.0, 0.0, moving=True)
+        assert stages.end == 800
+        stages.judge(50.0, 0.0, moving=True)
+        assert stages.ended and not stages.converged and stages.finished == 1000
+
+    def test_state(self) -> None:
+        stages, other = Stages(200, 1000, 0.1), Stages(200, 1000, 0.1)
+        stages.judge(5.0, 0.0, moving=False)
+        other.restore(stages.state())
+        assert other == stages
+
+
+class TestAverages:
+    """What they average is what a callback has seen."""
+
+    def test_next_stage_starts_from_an_average(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of the whole stage, its second half and the last parameters, that with the best bound."""
+        kept: list[Any] = []
+        choose = Averages._choose
+
+        def watch(self: Averages, step: int) -> Any:
+            kept.append(vector(self.task.params))  # before they are replaced
+            return choose(self, step)
+
+        monkeypatch.setattr(Averages, "_choose", watch)
+        seen: list[Tensor] = []
+        callbacks = [lambda step: seen.append(vector(step.params)), *until(201)]
+        options = {"optimizer": "adam", "seed": 0, "progress": False}
+        pvi.fit(mean_model, data=Y, callbacks=callbacks, **options)
+        steps = torch.stack([*seen[:199], kept[0]])
+        start = seen[199]  # after the stage's end
+        candidates = [steps.mean(0), steps[100:].mean(0), steps[-1]]
+        assert min(float((start - c).abs().max()) for c in candidates) < 1e-6
+
+    def test_last_steps_stay_there(self) -> None:
+        """They are at next to no rate, so that their bounds are those of what is returned."""
+        rates: list[float] = []
+        options = {"optimizer": "adam", "seed": 0, "progress": False}
+        fit = pvi.fit(mean_model, data=Y, callbacks=[lambda step: rates.append(step.lr)], **options)
+        assert fit.converged, fit.reason
+        assert max(rates[-LAST:]) <= 0.05 * 0.25 * FLOOR + 1e-12 and rates[0] == 0.05
+
+    def test_steps_that_are_given_are_not_averaged(self) -> None:
+        seen: list[Tensor] = []
+        watch = [lambda step: seen.append(vector(step.params))]
+        fit = pvi.fit(mean_model, data=Y, steps=50, callbacks=watch, seed=0, progress=False)
+        assert torch.equal(vector(fit.posterior.params), seen[-1])
+
+    def test_interrupted_in_a_stage(self) -> None:
+        """What is left is the best of the averages and the last parameters, near the posterior."""
+        options = {"optimizer": "adam", "seed": 0, "progress": False}
+        fit = pvi.fit(mean_model, data=Y, callbacks=until(1000), **options)
+        mean, sd = mean_posterior(Y)
+        guide: Any = fit.guide
+        assert abs(float(guide.loc.mu.detach()) - mean) < 0.2 * sd  # at a rate of 0.05 or 0.3 sd
+
+    def test_batch_norm(self) -> None:
+        """Its statistics are averaged with the weights they belong to."""
+        torch.manual_seed(0)
+        encoder = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 2))
+        x = randn(60, 3)
+
+        def model(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                rows: Any = dist.Normal(z.unsqueeze(-1), 1.0).expand([len(x), 3])
+                pyro.sample("x", rows.to_event(1), obs=x)
+
+        guide = pvi.guides.Amortized(encoder)
+        fit = pvi.fit(model, guide, x, optimizer="adam", callbacks=until(700), seed=0)
+        norm: Any = encoder[1]
+        hidden = encoder[0](x).detach()
+        assert float((norm.running_mean - hidden.mean(0)).abs().max()) < 0.1
+        assert len(fit.history) == 700
+
+
+class TestConvergence:
+    def test_minibatches_of_a_correlated_regression(self) -> None:
+        """The full-rank posterior in closed form; KL is in nats."""
+        make = torch.Generator().manual_seed(0)
+        x = torch.randn(600, 3, generator=make) @ torch.tensor(
+            [[1.0, 0.9, 0.0], [0.0, 0.4, 0.0], [0.0, 0.0, 5.0]]
+        )
+        y = x.sum(-1) + torch.randn(600, generator=make)
+
+        def model(x: Tensor, y: Tensor) -> None:
+            w = pyro.sample("w", dist.Normal(torch.zeros(3), 10.0).to_event(1))
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal((x @ w.unsqueeze(-1)).squeeze(-1), 1.0), obs=y)
+
+        precision = (x.T @ x + 0.01 * torch.eye(3)).double()
+        exact = dist.MultivariateNormal(
+            torch.linalg.solve(precision, (x.T @ y).double()), precision_matrix=precision
+        )
+        fit = pvi.fit(
+            model, pvi.guides.FullRank(model), (x, y), batch_size=50, seed=0, progress=False
+        )
+        guide: Any = fit.guide
+        mean, cov = guide.loc.w.detach().double(), guide.covariance().detach().double()
+        found = dist.MultivariateNormal(mean, cov)
+        gap = float(torch.distributions.kl_divergence(found, exact))
+        # it ends when the last gain, an estimate of what is left, is below 0.035 nats; the estimate
+        # is the square of a difference of few numbers, so its error is about its size
+        assert fit.converged, fit.reason
+        assert gap < 0.1
+
+    def test_valley_that_plateaus_of_the_bound_got_wrong(self) -> None:
+        x = 100.0 + 15.0 * randn(60)
+        design = torch.stack([torch.ones(60), x], 1)
+        y = design @ torch.tensor([26.0, 0.6]) + 18.0 * randn(60, seed=1)
+
+        def model(design: Tensor, y: Tensor) -> None:
+            b = pyro.sample("b", dist.Normal(torch.zeros(2), 100.0).to_event(1))
+            with pyro.plate("data", len(y)):
+                mean = (design @ b.unsqueeze(-1)).squeeze(-1)
+                pyro.sample("y", dist.Normal(mean, 18.0), obs=y)
+
+        precision = (design.T @ design / 18.0**2 + torch.eye(2) / 100.0**2).double()
+        exact = torch.linalg.solve(precision, (design.T @ y / 18.0**2).double())
+        options = {"optimizer": "adam", "seed": 0, "progress": False}
+        fit = pvi.fit(model, data=(design, y), **options)
+        off = fit.guide.loc.b.detach().double() - exact  # type: ignore[union-attr]
+        lost = 0.5 * float(off @ precision @ off)  # nats of the bound
+        assert fit.converged, fit.reason
+        assert lost < 0.1
