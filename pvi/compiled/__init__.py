@@ -2,4 +2,4 @@
 
 from pvi.compiled.backend import make_function
 from pvi.compiled.errors import NotCompilable
-from pvi.compiled.unit import Source, Unit, check, live, make_unit
+from pvi.compiled.unit import Source, Unit, buffers, check, live, make_unit

@@ -14,6 +14,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, fx
+from torch._decomp import get_decompositions
 from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx
 
@@ -23,6 +24,7 @@ from pvi.engine.traces import preserved_rng
 
 READS = ("get value out of a tracing tensor", "data-dependent", "_local_scalar_dense")
 HELD = "held draws"
+HIDDEN = (torch.ops.aten.native_batch_norm,)  # change their inputs without saying so
 CONSTANTS = 1 << 27  # numbers in a value that is known to be the same in each step
 
 
@@ -52,7 +54,7 @@ def trace(
     replayer = Replayer(recorder.drawn, roles)
     with _quiet(), preserved_rng(), _constants():
         try:
-            graph = make_fx(run, record_stack_traces=True)(*inputs)
+            graph = make_fx(run, get_decompositions(HIDDEN), record_stack_traces=True)(*inputs)
         except NotCompilable:
             raise
         except Exception as error:  # whatever a program raises on tensors that are being traced

@@ -17,12 +17,18 @@ SMALL = 1 << 16  # numbers in a constant that is worked out beforehand
 INDEXING = ("index", "index_put", "index_put_", "_unsafe_index", "_unsafe_index_put")
 
 
-def functional(graph: fx.GraphModule, inputs: list[Tensor], changing: range) -> fx.GraphModule:
-    """The same graph without mutation; the new values of some inputs are further outputs.
+def functional(
+    graph: fx.GraphModule, inputs: list[Tensor], changing: range
+) -> tuple[fx.GraphModule, list[int]]:
+    """The same graph without mutation; the new values of the inputs that it changes are further
+    outputs.
 
     Args:
         inputs: values to trace it with; they are not changed.
         changing: which of them the graph may change, as a range of positions.
+
+    Returns:
+        The graph, and which of `changing` it does change, counted from its first.
     """
 
     def pure(*given: Tensor) -> list[Tensor]:
@@ -32,8 +38,10 @@ def functional(graph: fx.GraphModule, inputs: list[Tensor], changing: range) -> 
     with torch.no_grad(), preserved_rng():
         plain = [x.detach() for x in inputs]
         result = make_fx(functionalize(pure, remove="mutations"))(*plain)
+    changed = _drop_unchanged(result, changing)
     _fold(result)
     _index_by_numbers(result)
+    _simplify(result)
     result.graph.eliminate_dead_code()
     _check(result)
     for node in result.graph.nodes:
@@ -41,7 +49,51 @@ def functional(graph: fx.GraphModule, inputs: list[Tensor], changing: range) -> 
     result.graph.set_codegen(CodeGen())
     result.graph.lint()
     result.recompile()
-    return result
+    return result, changed
+
+
+def _drop_unchanged(module: fx.GraphModule, changing: range) -> list[int]:
+    """Outputs that are copies of inputs go; which of them stay, counted from the first."""
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    results = list(output.args[0])
+    own, copies = results[: len(results) - len(changing)], results[len(results) - len(changing) :]
+    changed = [
+        i
+        for i, (place, node) in enumerate(zip(changing, copies, strict=True))
+        if not (node.target is aten.clone.default and node.args[0] is inputs[place])
+    ]
+    output.args = ([*own, *(copies[i] for i in changed)],)
+    return changed
+
+
+def _simplify(module: fx.GraphModule) -> None:
+    """Draws without a copy, and products with one column or row as sums, which compilers fuse."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.target is aten.normal_functional.default and len(node.args) == 1:
+            x = node.args[0].meta["val"]
+            with graph.inserting_before(node):
+                kind = {"dtype": x.dtype, "device": x.device}
+                new = graph.call_function(aten.randn.default, (list(x.shape),), kind)
+        elif node.target is aten.mm.default and _is_narrow(node):
+            a, b = node.args
+            along = 1 if b.meta["val"].shape[1] == 1 else 0
+            with graph.inserting_before(node):
+                turned = graph.call_function(aten.permute.default, ((a, b)[along], [1, 0]))
+                pair = (a, turned) if along else (turned, b)
+                product = graph.call_function(aten.mul.Tensor, pair)
+                new = graph.call_function(aten.sum.dim_IntList, (product, [along], True))
+        else:
+            continue
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+
+
+def _is_narrow(node: fx.Node) -> bool:
+    """Whether a small product of matrices has one column or one row."""
+    a, b = (x.meta["val"] for x in node.args)
+    return (a.shape[0] == 1 or b.shape[1] == 1) and max(a.numel(), b.numel()) <= SMALL
 
 
 def _fold(module: fx.GraphModule) -> None:

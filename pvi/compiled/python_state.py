@@ -30,7 +30,7 @@ def numbers(*programs: Any) -> dict[str, Any]:
     return found
 
 
-def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+def moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """The first value that is another one; "" if all are the same."""
     for name, value in before.items():
         if name in after and after[name] != value:

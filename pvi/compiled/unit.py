@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten
 from pvi.compiled.capture import differences, trace
 from pvi.compiled.errors import NotCompilable
 from pvi.compiled.passes import functional
-from pvi.compiled.python_state import changed, numbers
+from pvi.compiled.python_state import moved, numbers
 from pvi.engine.data import Batch
 from pvi.engine.objective import Evaluation
 from pvi.engine.traces import preserved_rng
@@ -46,12 +46,13 @@ class Source:
 @dataclass
 class Unit:
     """A step as a graph: inputs are leaves, buffers, the batch's tensors and the KL weights;
-    outputs the record `(R,)`, a gradient for each trained leaf, and the new buffers.
+    outputs the record `(R,)`, a gradient for each trained leaf, and the buffers that change.
 
     Args:
         graph: the operations.
         names: of the numbers in the record.
         trained: positions of the leaves that the loss depends on.
+        changed: positions of the buffers that the programs change.
         signature: what a batch must look like.
     """
 
@@ -59,6 +60,7 @@ class Unit:
     graph: fx.GraphModule
     names: tuple[str, ...]
     trained: list[int]
+    changed: list[int]
     signature: tuple
 
     def inputs(self, batch: Batch, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -114,9 +116,9 @@ def make_unit(source: Source, probes: Sequence[tuple[Batch, Sequence[float]]]) -
             graphs.append(trace(step, given, fixed))
         finally:
             kept.put_back()
-    name = changed(before, numbers(*source.programs))
-    if name:
-        raise NotCompilable(f"the programs change '{name}' each time they are run")
+    counter = moved(before, numbers(*source.programs))
+    if counter:
+        raise NotCompilable(f"the programs change '{counter}' each time they are run")
     if len(set(names)) > 1 or len(set(map(tuple, used))) > 1:
         raise NotCompilable("what is recorded, or which parameters matter, changes between steps")
     found = differences(*graphs) if len(graphs) > 1 else ""
@@ -124,8 +126,8 @@ def make_unit(source: Source, probes: Sequence[tuple[Batch, Sequence[float]]]) -
         raise NotCompilable(found)
     first = len(source.leaves)
     changing = range(first, first + len(source.buffers))
-    graph = functional(graphs[-1], [x.detach().clone() for x in given], changing)
-    return Unit(source, graph, names[0], used[0], signature(probes[-1][0]))
+    graph, changed = functional(graphs[-1], [x.detach().clone() for x in given], changing)
+    return Unit(source, graph, names[0], used[0], changed, signature(probes[-1][0]))
 
 
 def loss_and_gradients(
@@ -156,7 +158,7 @@ def check(unit: Unit, function: Callable[..., Sequence[Tensor]], probe: tuple) -
         start = torch.get_rng_state()
         (_, record), grads = loss_and_gradients(unit.source, batch, weights)
         expected = [record, *(g for g in grads if g is not None)]
-        expected += [b.detach().clone() for b in unit.source.buffers]
+        expected += [b.detach().clone() for b in buffers(unit)]
         end = torch.get_rng_state()
         kept.put_back()
         torch.set_rng_state(start)
@@ -165,7 +167,7 @@ def check(unit: Unit, function: Callable[..., Sequence[Tensor]], probe: tuple) -
         if not torch.equal(torch.get_rng_state(), end):
             raise NotCompilable("the compiled step draws other random numbers than the program")
     labels = ["record", *(list(unit.source.leaves)[i] for i in unit.trained)]
-    labels += ["a buffer"] * len(unit.source.buffers)
+    labels += ["a buffer"] * len(unit.changed)
     for label, a, b in zip(labels, expected, found, strict=True):
         one, two = a.detach().double(), b.double()
         scale = float(one.abs().max()) if a.numel() else 0.0
@@ -213,3 +215,8 @@ def live(unit: Unit) -> list[Tensor]:
     """The parameters that the loss depends on."""
     leaves = list(unit.source.leaves.values())
     return [leaves[i] for i in unit.trained]
+
+
+def buffers(unit: Unit) -> list[Tensor]:
+    """The buffers that the programs change."""
+    return [unit.source.buffers[i] for i in unit.changed]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvi.compiled import NotCompilable, Source, Unit, check, live, make_function, make_unit
+from pvi.compiled import NotCompilable, Source, Unit, buffers, check, live, make_function, make_unit
 from pvi.engine.data import Batch
 from pvi.engine.objective import Evaluation
 
@@ -58,7 +58,7 @@ class CompiledSteps:
             for leaf, grad in zip(leaves, found[1:], strict=False):
                 grad = grad.clone() if share == 1.0 else grad * share
                 leaf.grad = grad if leaf.grad is None else leaf.grad + grad
-            for buffer, value in zip(unit.source.buffers, found[1 + len(leaves) :], strict=True):
+            for buffer, value in zip(buffers(unit), found[1 + len(leaves) :], strict=True):
                 buffer.copy_(value)
         return unit.names, found[0]
 
