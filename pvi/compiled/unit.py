@@ -21,6 +21,7 @@ from pvi.engine.objective import Evaluation
 from pvi.engine.traces import preserved_rng
 
 TOLERANCE = 1e-4  # of a compiled number, relative to the largest one of its tensor
+ROUNDING = 1e-5  # relative to the largest of all: of gradients that are sums of zero
 MOVE = 0.03  # how far parameters are moved for the second look, relative to their size
 
 
@@ -168,15 +169,18 @@ def check(unit: Unit, function: Callable[..., Sequence[Tensor]], probe: tuple) -
             raise NotCompilable("the compiled step draws other random numbers than the program")
     labels = ["record", *(list(unit.source.leaves)[i] for i in unit.trained)]
     labels += ["a buffer"] * len(unit.changed)
+    largest = max(map(_size, expected))
     for label, a, b in zip(labels, expected, found, strict=True):
-        one, two = a.detach().double(), b.double()
-        scale = float(one.abs().max()) if a.numel() else 0.0
-        worst = float((one - two).abs().max()) if a.numel() else 0.0
-        if not worst <= TOLERANCE * (scale + 1e-6):
+        scale, worst = _size(a), _size(a.detach().double() - b.double())
+        if not worst <= TOLERANCE * scale + ROUNDING * largest:
             raise NotCompilable(
                 f"the compiled step differs from the program by {worst:.2g} (of {scale:.2g}) in "
                 f"'{label}'"
             )
+
+
+def _size(x: Tensor) -> float:
+    return float(x.detach().abs().max()) if x.numel() else 0.0
 
 
 def _inputs(
