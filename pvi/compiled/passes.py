@@ -1,6 +1,7 @@
 """Make a traced graph one that compilers take: no mutation, no boolean indexing, plain inputs."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -56,7 +57,7 @@ def _drop_unchanged(module: fx.GraphModule, changing: range) -> list[int]:
     """Outputs that are copies of inputs go; which of them stay, counted from the first."""
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     output = next(node for node in module.graph.nodes if node.op == "output")
-    results = list(output.args[0])
+    results: list[Any] = list(cast(Sequence[Any], output.args[0]))
     own, copies = results[: len(results) - len(changing)], results[len(results) - len(changing) :]
     changed = [
         i
@@ -72,13 +73,13 @@ def _simplify(module: fx.GraphModule) -> None:
     graph = module.graph
     for node in list(graph.nodes):
         if node.target is aten.normal_functional.default and len(node.args) == 1:
-            x = node.args[0].meta["val"]
+            x = _value(node.args[0])
             with graph.inserting_before(node):
                 kind = {"dtype": x.dtype, "device": x.device}
                 new = graph.call_function(aten.randn.default, (list(x.shape),), kind)
         elif node.target is aten.mm.default and _is_narrow(node):
-            a, b = node.args
-            along = 1 if b.meta["val"].shape[1] == 1 else 0
+            a, b = cast(tuple[fx.Node, fx.Node], node.args)
+            along = 1 if _value(b).shape[1] == 1 else 0
             with graph.inserting_before(node):
                 turned = graph.call_function(aten.permute.default, ((a, b)[along], [1, 0]))
                 pair = (a, turned) if along else (turned, b)
@@ -90,9 +91,14 @@ def _simplify(module: fx.GraphModule) -> None:
         graph.erase_node(node)
 
 
+def _value(node: Any) -> Tensor:
+    """What a node had when it was traced."""
+    return node.meta["val"]
+
+
 def _is_narrow(node: fx.Node) -> bool:
     """Whether a small product of matrices has one column or one row."""
-    a, b = (x.meta["val"] for x in node.args)
+    a, b = map(_value, node.args)
     return (a.shape[0] == 1 or b.shape[1] == 1) and max(a.numel(), b.numel()) <= SMALL
 
 

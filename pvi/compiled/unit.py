@@ -143,11 +143,13 @@ def loss_and_gradients(
     return record, list(grads)
 
 
-def check(unit: Unit, function: Callable[..., Sequence[Tensor]], probe: tuple) -> None:
+def check(
+    unit: Unit, function: Callable[[Batch, Sequence[Tensor]], Sequence[Tensor]], probe: tuple
+) -> None:
     """Compare a compiled step with the program on the same random numbers.
 
     Args:
-        function: from the unit's inputs to its outputs.
+        function: from a batch and KL weights to what the unit's graph gives.
         probe: a batch and KL weights.
 
     Raises:
@@ -164,7 +166,7 @@ def check(unit: Unit, function: Callable[..., Sequence[Tensor]], probe: tuple) -
         kept.put_back()
         torch.set_rng_state(start)
         with torch.no_grad():
-            found = function(*[x.detach().clone() for x in unit.inputs(batch, weights)])
+            found = function(batch, weights)
         if not torch.equal(torch.get_rng_state(), end):
             raise NotCompilable("the compiled step draws other random numbers than the program")
     labels = ["record", *(list(unit.source.leaves)[i] for i in unit.trained)]

@@ -48,6 +48,11 @@ class Checkpoints:
         self._interrupted, self._team = False, team
 
     @property
+    def every(self) -> int:
+        """Steps between checkpoints; 0 where the clock decides."""
+        return self._every or 0
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is nothing to go on from."""
         return not self._found()

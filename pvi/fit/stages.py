@@ -45,11 +45,13 @@ class Averages:
         self.counts = [0, 0]
         self._live: Values = {}
 
-    def after(self, step: int) -> None:
-        """Take the parameters after a step; at the end of a stage, go to its best.
+    def after(self, step: int, count: int = 1, means: Values | None = None) -> None:
+        """Take the parameters after some steps; at the end of a stage, go to its best.
 
         Args:
-            step: its number, from 1.
+            step: the number of the last one, from 1.
+            count: how many, all in the same half of a stage.
+            means: the averages over them of the parameters that they change.
         """
         stages = self.stages
         if step <= stages.start or stages.ended:
@@ -57,7 +59,7 @@ class Averages:
         self._live = self._live or self._tensors()
         if not self.best:
             self.best = _copies(self._live)
-        self._add(step - stages.start > stages.length // 2)
+        self._add(step - stages.start > stages.length // 2, count, {**self._live, **(means or {})})
         if step == stages.end:
             gain, error, moving = self._choose(step)
             put(self._tensors(), self.best)
@@ -102,13 +104,13 @@ class Averages:
         found = self.task.params.tensors()
         return {name: x.detach() for name, x in found.items() if x.is_floating_point()}
 
-    def _add(self, second: bool) -> None:
-        self.counts[second] += 1
-        if self.counts[second] == 1:
-            self.halves[second] = _copies(self._live)
+    def _add(self, second: bool, count: int, values: Values) -> None:
+        self.counts[second] += count
+        if self.counts[second] == count:
+            self.halves[second] = _copies(values)
         else:
-            means = [self.halves[second][name] for name in self._live]
-            torch._foreach_lerp_(means, list(self._live.values()), 1.0 / self.counts[second])
+            means = [self.halves[second][name] for name in values]
+            torch._foreach_lerp_(means, list(values.values()), count / self.counts[second])
 
     def _clear(self) -> None:
         self.halves, self.counts, self._live = [{}, {}], [0, 0], {}

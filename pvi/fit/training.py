@@ -18,18 +18,18 @@ from pvi.engine.gradients import leaves_of
 from pvi.engine.objective import Evaluation
 from pvi.engine.traces import rng_state
 from pvi.errors import CheckpointError, FitError, GuideError, ModelError
+from pvi.fit.blocks import Blocks
 from pvi.fit.callbacks import Step, ask
-from pvi.fit.compiled_training import CompiledSteps
 from pvi.fit.drift import Path, leaves_in
 from pvi.fit.faults import SHOWN, TRIES, Recovery, all_finite, put_back
 from pvi.fit.history import History, Row, read
 from pvi.fit.locate import Input, Place, Search, is_numeric, of_record
 from pvi.fit.progress import Progress
 from pvi.fit.random import random_state, set_random_state
+from pvi.fit.records import Record, in_order, mean_of
 from pvi.fit.schedule import Schedule
 from pvi.fit.stages import Averages
 
-Record = tuple[tuple[str, ...], Tensor]  # names and numbers of a step
 INTERVAL = 16  # steps on an accelerator between two looks at its numbers
 
 
@@ -50,7 +50,7 @@ class Training:
         self.scheduler = schedule.scheduler(self.optimizer, self.validation is not None)
         self.path, self.recovery = Path(), Recovery()
         self.averages = Averages(task, schedule.stages) if schedule.stages else None
-        self.compiled = CompiledSteps(task)
+        self.blocks = Blocks(self)
         self.step = 0
         self.in_epoch = 0  # batches of this epoch that are done
         self.epoch_start: dict[str, Any] = {}  # the random state then, which decides the order
@@ -79,10 +79,12 @@ class Training:
         """
         if checkpoints is not None:
             checkpoints.resume(self)
+            self.blocks.every = checkpoints.every
         batches = self._batches()
         while not (self._exhausted or self.schedule.finished(self.step)):
             self.whole = False
-            self._take(batches)
+            if not self.blocks.take(batches):
+                self.take(batches)
             self._validate()
             self.whole = True
             stopped = self._asked()
@@ -105,7 +107,7 @@ class Training:
         if self.averages is not None and not kept:
             self.averages.close(self.step)
         restored = "" if self.validation is None else self.validation.restore_best(self.step)
-        return [*notes, *self.compiled.notes, *([restored] if restored else [])]
+        return [*notes, *self.blocks.steps.notes, *([restored] if restored else [])]
 
     def _asked(self) -> str:
         """Why a callback, of any process, ends the fit; "" if none does."""
@@ -153,7 +155,7 @@ class Training:
                 "checkpoint= folder."
             )
 
-    def _take(self, batches: Iterator[Batch]) -> None:
+    def take(self, batches: Iterator[Batch]) -> None:
         """One step, or none where its numbers are not finite."""
         begun = time.perf_counter()
         inputs: list[Input] = []
@@ -195,7 +197,7 @@ class Training:
         """That of this process, which takes all batches of the step, also where programs fail."""
         count = self.options.accumulate
         try:
-            return _mean([self._backward(next(batches), inputs) for _ in range(count)]), None
+            return mean_of([self._backward(next(batches), inputs) for _ in range(count)]), None
         except (RuntimeError, ValueError) as error:
             if not is_numeric(error):
                 raise
@@ -207,7 +209,7 @@ class Training:
         """Add a batch's share to the gradient."""
         inputs.append((batch, rng_state()))
         share = batch.weight / self.options.accumulate
-        known = self.compiled.gradients(batch, self.step, share)
+        known = self.blocks.steps.gradients(batch, self.step, share)
         if known is None:
             with self._checks():
                 value = self._evaluate(batch)
@@ -230,7 +232,7 @@ class Training:
             for p in leaves:
                 p.grad = torch.full_like(p, torch.nan)
         else:
-            numbers = _ordered(record, self._names)
+            numbers = in_order(record, self._names)
         return self._names, self.team.average(numbers, leaves)
 
     def _evaluate(self, batch: Batch) -> Evaluation:
@@ -303,11 +305,36 @@ class Training:
                 self.schedule.see(step, record["loss"])
                 self.bar.see(record["bound"])
             self._unread = []
+        self._go_on(1)
+
+    def close_block(
+        self, count: int, columns: dict[str, list[float]], means: dict[str, Tensor], begun: float
+    ) -> None:
+        """Draw the consequences of steps that were taken in one call.
+
+        Args:
+            count: how many.
+            columns: what they have recorded.
+            means: the average of each parameter over them.
+            begun: by the clock.
+        """
+        lr = [
+            self.optimizer.param_groups[0]["initial_lr"] * self.schedule.factor(self.step + i)
+            for i in range(count)
+        ]
+        self.step += count
+        for bound in columns["bound"]:
+            self.bar.see(bound)
+        seconds = (time.perf_counter() - begun) / count
+        self.history.extend({**columns, "lr": lr, "seconds": [seconds] * count})
+        self._go_on(count, means)
+
+    def _go_on(self, count: int, means: dict[str, Tensor] | None = None) -> None:
         if self.averages is not None:
-            self.averages.after(self.step)
+            self.averages.after(self.step, count, means)
         self.schedule.adapt(self.step, self.optimizer)
         self.path.pass_by(self.step, self.optimizer)
-        self.bar.update(self.schedule.expected(self.step))
+        self.bar.update(self.schedule.expected(self.step), count)
 
     def _validate(self) -> None:
         validation = self.validation
@@ -372,23 +399,6 @@ def looks(leaf: Tensor) -> int:
         leaf: a parameter.
     """
     return 1 if leaf.device.type == "cpu" else INTERVAL
-
-
-def _mean(records: list[Record]) -> Record:
-    """Entry by entry over batches, of the entries that all have."""
-    if len(records) == 1:
-        return records[0]
-    names = tuple(n for n in records[0][0] if all(n in others for others, _ in records))
-    return names, torch.stack([_ordered(record, names) for record in records]).mean(0)
-
-
-def _ordered(record: Record, names: tuple[str, ...]) -> Tensor:
-    """The entries of these names, NaN where there is none."""
-    own, numbers = record
-    if own == names:
-        return numbers
-    padded = torch.cat([numbers, numbers.new_full((1,), torch.nan)])
-    return padded[[own.index(name) if name in own else -1 for name in names]]
 
 
 def _in_error(error: Exception | None) -> Place | None:
