@@ -1,5 +1,6 @@
 """Fits by captured graphs are the fits of the programs: same random stream, same numbers."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor, nn
 
 import pvi
+from pvi.fit.blocks import Blocks
 from pvi.guides import Flow, FullRank, LowRank, MeanField, Structured
 
 N, D, G = 60, 3, 5
@@ -117,20 +119,9 @@ def fitted(way: Any, model: Any, guide: Any, objective: Any, **options: Any) -> 
     with torch.random.fork_rng():
         torch.manual_seed(2)
         guide = guide(model) if guide in (AutoNormal, AutoMultivariateNormal) else guide
-    where = {} if "batch_size" in options else {"args": (X, Y)}
-    where = where or {"data": (X, Y)}
-    return pvi.fit(
-        model,
-        guide,
-        objective=objective,
-        optimizer="adam",
-        steps=STEPS,
-        seed=0,
-        progress=False,
-        compile=way,
-        **where,
-        **options,
-    )
+    where = {"data": (X, Y)} if "data" in options else {"args": (X, Y)}
+    known = {"optimizer": "adam", "steps": STEPS, "seed": 0, "progress": False}
+    return pvi.fit(model, guide, objective=objective, compile=way, **where | known | options)
 
 
 CASES: dict[str, tuple] = {
@@ -173,18 +164,111 @@ def test_a_graph_takes_the_steps_of_its_program(case: str) -> None:
     assert_same(eager, compiled)
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "clip_norm": 1.0}])
-def test_minibatches(options: dict[str, Any]) -> None:
-    case = (local, MeanField, pvi.ELBO())
-    fits = [fitted(way, *case, batch_size=16, **options) for way in (False, "graph")]
-    assert fits[1].notes == ("compiled from step 3 on (graph)",)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "minibatches": {"batch_size": 16},
+    "accumulated": {"batch_size": 16, "accumulate": 2, "clip_norm": 1.0},
+    "clipped": {"clip_norm": 0.5},
+    "a callback": {"callbacks": [lambda step: None]},
+    "validated": {"batch_size": 20, "validation_data": rows(1), "validate_every": 7},
+    "patience": {"validation_data": rows(1), "validate_every": 5, "patience": 2},
+    "stages": {"steps": None, "batch_size": 20},
+    "rates": {"lr": {"guide:*loc*": 0.1, "guide:*": 0.02}},
+    "own optimizer": {"optimizer": lambda ps: torch.optim.SGD(ps, 1e-3)},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_mean_the_same(name: str) -> None:
+    options = {"steps": 120, "data": (X, Y), **OPTIONS[name]}
+    objective = pvi.BetaELBO(pvi.schedules.linear(50), num_particles=2)
+    fits = [fitted(way, regression, MeanField, objective, **options) for way in (False, "graph")]
+    assert fits[1].notes == ("compiled from step 3 on (graph)", *fits[0].notes)
+    assert_same(*fits)
+    assert fits[0].history.keys() == fits[1].history.keys()
+    np.testing.assert_array_equal(fits[0].history["lr"], fits[1].history["lr"])
+    assert (fits[0].converged, fits[0].reason) == (fits[1].converged, fits[1].reason)
+
+
+@pytest.mark.parametrize("case", ["exact KL", "network"])
+def test_inductor(case: str) -> None:
+    eager, compiled = (fitted(way, *CASES[case], steps=70) for way in (False, True))
+    assert compiled.notes == ("compiled from step 3 on (inductor)",)
+    assert_same(eager, compiled)
+
+
+def test_batches_of_another_shape() -> None:
+    items = torch.utils.data.TensorDataset(X, Y)
+
+    def loader() -> Any:
+        return torch.utils.data.DataLoader(items, batch_size=25, shuffle=True)
+
+    options = {"args": (), "steps": 20}
+    fits = [
+        fitted(way, regression, MeanField, pvi.ELBO(), data=loader(), **options)
+        for way in (False, "graph")
+    ]
     assert_same(*fits)
 
 
-def test_inductor() -> None:
-    eager, compiled = (fitted(way, *CASES["exact KL"]) for way in (False, True))
-    assert compiled.notes == ("compiled from step 3 on (inductor)",)
+def test_double_precision() -> None:
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        data = {"args": (X.double(), Y.double()), "steps": 40}
+        fits = [fitted(way, regression, MeanField, pvi.ELBO(), **data) for way in (False, "graph")]
+    finally:
+        torch.set_default_dtype(before)
+    ours, theirs = (f.posterior.params.tensors() for f in fits)
+    for name, x in ours.items():
+        torch.testing.assert_close(x, theirs[name], rtol=1e-10, atol=1e-12)
+
+
+def steep(x: Tensor, y: Tensor) -> None:
+    """Overflows once w has moved."""
+    w = pyro.sample("w", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+    with pyro.plate("rows", len(x)):
+        rate = torch.exp(400.0 * (x * w.unsqueeze(-2)).sum(-1).abs() - 380.0)
+        pyro.sample("y", dist.Poisson(rate + 1.0), obs=10.0 * y)
+
+
+def test_faults_are_found_and_mended_as_in_the_programs() -> None:
+    def outcome(way: Any) -> tuple:
+        try:
+            fit = fitted(way, steep, MeanField, pvi.ELBO(), steps=150, lr=0.3)
+            notes = fit.notes
+        except pvi.errors.FitError as error:
+            fit, notes = error.fit, (*error.fit.notes, str(error))
+        return [n for n in notes if "compiled" not in n], fit
+
+    (ours, eager), (theirs, compiled) = map(outcome, (False, "graph"))
+    assert ours
+    assert ours == theirs
     assert_same(eager, compiled)
+
+
+@pytest.mark.parametrize("data", [{"args": (X, Y)}, {"data": (X, Y), "batch_size": 20}])
+def test_a_resumed_fit_is_the_uninterrupted_one(
+    data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(where: str) -> pvi.Fit:
+        options = {"steps": 130, "checkpoint": tmp_path / where, "every": 25, **data}
+        return fitted("graph", regression, MeanField, pvi.ELBO(), **options)
+
+    whole = run("whole")
+    take = Blocks.take
+
+    def interrupted(self: Blocks, batches: Any) -> bool:
+        if self._training.step >= 70:
+            raise KeyboardInterrupt
+        return take(self, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Blocks, "take", interrupted)
+        assert len(run("cut").history) < 130
+    resumed = run("cut")
+    assert len(resumed.history) == 130
+    for name, x in whole.posterior.params.tensors().items():
+        assert torch.equal(x, resumed.posterior.params.tensors()[name]), name
 
 
 class Switch:

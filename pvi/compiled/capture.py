@@ -54,7 +54,8 @@ def trace(
     replayer = Replayer(recorder.drawn, roles)
     with _quiet(), preserved_rng(), _constants():
         try:
-            graph = make_fx(run, get_decompositions(HIDDEN), record_stack_traces=True)(*inputs)
+            known: Any = get_decompositions(HIDDEN)
+            graph = make_fx(run, known, record_stack_traces=True)(*inputs)
         except NotCompilable:
             raise
         except Exception as error:  # whatever a program raises on tensors that are being traced

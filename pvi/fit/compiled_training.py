@@ -56,6 +56,7 @@ class CompiledSteps:
         self.paused = False  # whether the programs have to run for now
         self._known: dict[tuple, Compiled] = {}
         self._seen: dict[tuple, Batch] = {}
+        self._schedules = list(task.objective.schedules())
 
     def gradients(
         self, batch: Batch, step: int, share: float
@@ -114,9 +115,8 @@ class CompiledSteps:
 
     def weights(self, step: int) -> list[float]:
         """The KL weights of a step."""
-        task = self._task
-        epoch = step / task.steps_per_epoch
-        return [float(s.at(step, epoch)) for s in task.objective.schedules()]
+        epoch = step / self._task.steps_per_epoch
+        return [float(s.at(step, epoch)) for s in self._schedules]
 
     @property
     def _backend(self) -> str:
