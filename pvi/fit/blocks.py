@@ -1,18 +1,23 @@
 """Many steps of a training in one call, where nothing but steps happens between them."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pvi.compiled import STEPS, Adam, Block, State, Unit, live
+from pvi.compiled import SIZE, STEPS, Adam, Block, State, Unit, live
 from pvi.engine.data import Batch, Data
 from pvi.fit.compiled_training import FIRST, CompiledSteps
 from pvi.fit.drift import leaves_in
 
 LIMIT = 20_000  # numbers in the parameters; with more, copies of them cost more than the calls
+
+
+OURS = ("pvi", "pyro", "zuko")
+PLAIN = (nn.Linear, nn.ReLU, nn.Tanh, nn.Softplus, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 class Blocks:
@@ -56,6 +61,40 @@ class Blocks:
         self.steps.paused = False
         return True
 
+    def losses(self, batches: Iterable[Batch], step: int) -> Tensor:
+        """The loss on each batch at the present parameters, one draw after the other `(n,)`, nats,
+        times the batch's weight.
+
+        Args:
+            batches: whole epochs, but for the last.
+            step: whose KL weights to take.
+        """
+        ahead, found = iter(batches), []
+        while given := list(islice(ahead, self._span)):
+            known = self.steps.known(given[0]) if self._alike else None
+            if known is None or known.block is None:
+                found += [b.weight * self._task.evaluate(b, step).loss.detach() for b in given]
+                continue
+            plan = self._plan(known.unit, step, len(given))
+            plan[:, SIZE] = 0.0  # nothing moves
+            state = _state(known.unit, self._training.optimizer)
+            record = known.block.run(state, plan, _rows(given))[1]
+            found += record[:, known.unit.names.index("loss")].unbind()
+        return torch.stack(found)
+
+    @property
+    def _span(self) -> int:
+        """Batches that can be drawn at once, before those of the next epoch are shuffled."""
+        if not self._possible or self._task.batch_size is None:
+            return STEPS if self._possible else 1
+        epoch = self._task.batches_per_epoch
+        return next(n for n in range(STEPS, 0, -1) if epoch % n == 0)
+
+    @property
+    def _alike(self) -> bool:
+        """Whether the programs do the same in training and in evaluation, as far as that is known."""
+        return self._possible and all(map(_has_one_mode, self._task.params.modules()))
+
     def _suits(self) -> bool:
         """Whether nothing of this training has to see every step."""
         training, task = self._training, self._task
@@ -89,14 +128,13 @@ class Blocks:
         """Take these steps in one call; whether all numbers are finite, else nothing is done."""
         training, count, begun = self._training, len(given), time.perf_counter()
         optimizer, before = training.optimizer, torch.get_rng_state()
-        picked = [batch.indices for batch in given if batch.indices is not None]
-        rows = torch.stack(picked) if picked else None
-        state, record = block.run(_state(unit, optimizer), self._plan(unit, count), rows)
+        rows, plan = _rows(given), self._plan(unit, training.step, count)
+        state, record = block.run(_state(unit, optimizer), plan, rows)
         checked = [record[:, unit.names.index("loss")], record[:, -1], state.total, state.square]
         if not all(bool(x.isfinite().all()) for x in checked):
             torch.set_rng_state(before)
             return False
-        training.recovery.passed(training, given if picked else given[:1])
+        training.recovery.passed(training, given[:1] if rows is None else given)
         parts = [block.split(x) for x in state]
         with torch.no_grad():
             for leaf, value, mean, square, _ in zip(live(unit), *parts, strict=True):
@@ -111,14 +149,14 @@ class Blocks:
         training.close_block(count, columns, means, begun)
         return True
 
-    def _plan(self, unit: Unit, count: int) -> Tensor:
+    def _plan(self, unit: Unit, start: int, count: int) -> Tensor:
         """The numbers of each step that are known beforehand."""
         training, steps = self._training, self.steps
         (b1, b2), clip = self._adam(unit).betas, self._task.options.clip_norm or torch.inf
         done = int(training.optimizer.state[live(unit)[0]]["step"])
         rows = []
         for i in range(count):
-            t, step = done + i + 1, training.step + i
+            t, step = done + i + 1, start + i
             size = training.schedule.factor(step) / (1.0 - b1**t)
             rows.append([size, (1.0 - b2**t) ** 0.5, clip, *steps.weights(step)])
         return live(unit)[0].new_tensor(rows)
@@ -129,6 +167,17 @@ class Blocks:
         of = {id(x): group for group in groups for x in group["params"]}
         rates = [torch.full((x.numel(),), of[id(x)]["initial_lr"]).to(x) for x in live(unit)]
         return Adam(torch.cat(rates), groups[0]["betas"], groups[0]["eps"])
+
+
+def _rows(given: list[Batch]) -> Tensor | None:
+    """Row numbers of batches `(n, B)`."""
+    rows = [batch.indices for batch in given if batch.indices is not None]
+    return torch.stack(rows) if rows else None
+
+
+def _has_one_mode(module: nn.Module) -> bool:
+    """Whether a module alone, without its children, is known to have no training mode."""
+    return type(module).__module__.split(".")[0] in OURS or isinstance(module, PLAIN)
 
 
 def _state(unit: Unit, optimizer: torch.optim.Optimizer) -> State:

@@ -83,6 +83,16 @@ class CompiledSteps:
                 buffer.copy_(value)
         return known.unit.names, found[0]
 
+    def known(self, batch: Batch) -> Compiled | None:
+        """What there is already for a batch of this shape.
+
+        Args:
+            batch: of the data.
+        """
+        known = None if self._way is False else self._known.get(signature(batch))
+        fits = known and list(known.unit.source.leaves) == list(self._task.params.named())
+        return known if fits else None
+
     def ready(self, batch: Batch, step: int) -> Compiled | None:
         """What takes the step on a batch of this shape; `None` where the programs have to.
 
@@ -91,17 +101,15 @@ class CompiledSteps:
         """
         if self._way is False or self.paused:
             return None
-        shape = signature(batch)
-        known = self._known.get(shape)
+        shape, known = signature(batch), self.known(batch)
         other = self._other(batch, shape)
         self._seen.setdefault(shape, batch)
         if step < FIRST or other is None:
             return None
-        leaves = list(self._task.params.named())
+        if known is None and shape not in self._known and len(self._known) >= SHAPES:
+            return None
         try:
-            if known is None or list(known.unit.source.leaves) != leaves:
-                if known is None and len(self._known) >= SHAPES:
-                    return None
+            if known is None:
                 known = self._known[shape] = self._make(other, batch, step)
                 self._tell(f"compiled from step {step + 1} on ({self._backend})")
             elif step & (step - 1) == 0:  # 4, 8, 16, ...: what changes only later

@@ -5,7 +5,7 @@ average is far nearer to it than any of them, and tells whether they have come t
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice, repeat
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pvi.engine.data import Batch
 from pvi.errors import PviError
 from pvi.fit.locate import is_numeric
 from pvi.fit.random import kept_random
@@ -36,10 +37,11 @@ class Averages:
     Args:
         task: the fit's trainer.
         stages: lengths and rates.
+        losses: the loss on each of some batches after so many steps, at the present parameters.
     """
 
-    def __init__(self, task: Any, stages: Stages):
-        self.task, self.stages = task, stages
+    def __init__(self, task: Any, stages: Stages, losses: Callable[[Iterable[Batch], int], Tensor]):
+        self.task, self.stages, self.losses = task, stages, losses
         self.best: Values = {}
         self.halves: list[Values] = [{}, {}]
         self.counts = [0, 0]
@@ -143,8 +145,7 @@ class Averages:
         with kept, torch.no_grad(), task.params.evaluation(), self._holding(values):
             torch.manual_seed(SEED)
             try:
-                found = [-b.weight * task.evaluate(b, step).loss for b in self._batches()]
-                bounds = torch.stack(found)
+                bounds = -self.losses(self._batches(), step)
             except (RuntimeError, ValueError) as error:
                 if not is_numeric(error):
                     raise

@@ -49,8 +49,8 @@ class Training:
         self.optimizer = schedule.optimizer(task.params)
         self.scheduler = schedule.scheduler(self.optimizer, self.validation is not None)
         self.path, self.recovery = Path(), Recovery()
-        self.averages = Averages(task, schedule.stages) if schedule.stages else None
-        self.blocks = Blocks(self)
+        self.blocks, stages = Blocks(self), schedule.stages
+        self.averages = Averages(task, stages, self.blocks.losses) if stages else None
         self.step = 0
         self.in_epoch = 0  # batches of this epoch that are done
         self.epoch_start: dict[str, Any] = {}  # the random state then, which decides the order
