@@ -34,7 +34,8 @@ class Blocks:
         self._training, self._task = training, training.task
         self._possible = self._task.options.compile is not False and self._suits()
         self.every = 0  # steps between checkpoints
-        self.steps = CompiledSteps(self._task, self._adam if self._possible else None)
+        limit = training.schedule.steps
+        self.steps = CompiledSteps(self._task, limit, self._adam if self._possible else None)
 
     def take(self, batches: Iterator[Batch]) -> bool:
         """Take some steps; whether there were any.
@@ -43,7 +44,7 @@ class Blocks:
             batches: of the training.
         """
         training = self._training
-        if not self._possible or training.step < FIRST:
+        if not self._possible or training.step < FIRST or self.steps.off or self.steps.waiting:
             return False
         count = self._room(training.step)
         given = [next(batches)]
@@ -92,7 +93,7 @@ class Blocks:
 
     @property
     def _alike(self) -> bool:
-        """Whether the programs do the same in training and in evaluation, as far as that is known."""
+        """Whether the programs are known to do the same in training and in evaluation."""
         return self._possible and all(map(_has_one_mode, self._task.params.modules()))
 
     def _suits(self) -> bool:

@@ -1,5 +1,6 @@
 """Steps of a training by a graph in the place of its programs, where that is safe."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,8 @@ from pvi.compiled import (
 )
 from pvi.engine.data import Batch, Data
 from pvi.engine.objective import Evaluation
+from pvi.engine.traces import preserved_rng
+from pvi.fit.choice import Choice
 
 FIRST = 2  # steps that the programs run by themselves, with all their checks
 SHAPES = 3  # shapes of batches that are captured
@@ -46,14 +49,19 @@ class CompiledSteps:
 
     Args:
         task: the fit's trainer; `options.compile` says whether and how.
-        adam: the optimiser's numbers for the unit's parameters, where steps may be taken in blocks;
+        limit: steps in all; `None` where that is open.
+        adam: the optimiser's numbers for a unit's parameters, where steps may be taken in blocks;
             else `None`.
     """
 
-    def __init__(self, task: Any, adam: Callable[[Unit], Adam] | None):
-        self._task, self._way, self._adam = task, task.options.compile, adam
+    def __init__(self, task: Any, limit: int | None, adam: Callable[[Unit], Adam] | None):
+        wanted = task.options.compile
+        self._task, self._adam = task, adam
+        self._choice = Choice(limit) if wanted == "auto" else None
+        self._backend = {False: "", "auto": "", "graph": "graph"}.get(wanted, "inductor")
         self.notes: list[str] = []
-        self.paused = False  # whether the programs have to run for now
+        self.off = wanted is False  # whether the programs run to the end
+        self.paused = False  # whether they run for now
         self._known: dict[tuple, Compiled] = {}
         self._seen: dict[tuple, Batch] = {}
         self._schedules = list(task.objective.schedules())
@@ -83,13 +91,18 @@ class CompiledSteps:
                 buffer.copy_(value)
         return known.unit.names, found[0]
 
+    @property
+    def waiting(self) -> bool:
+        """Whether it is still open if steps are captured."""
+        return not self._backend
+
     def known(self, batch: Batch) -> Compiled | None:
-        """What there is already for a batch of this shape.
+        """What there is for a batch of this shape.
 
         Args:
             batch: of the data.
         """
-        known = None if self._way is False else self._known.get(signature(batch))
+        known = None if self.off else self._known.get(signature(batch))
         fits = known and list(known.unit.source.leaves) == list(self._task.params.named())
         return known if fits else None
 
@@ -99,25 +112,20 @@ class CompiledSteps:
         Args:
             step: how many are done.
         """
-        if self._way is False or self.paused:
+        if self.off or self.paused:
             return None
-        shape, known = signature(batch), self.known(batch)
-        other = self._other(batch, shape)
-        self._seen.setdefault(shape, batch)
-        if step < FIRST or other is None:
-            return None
-        if known is None and shape not in self._known and len(self._known) >= SHAPES:
-            return None
+        known = self.known(batch)
         try:
             if known is None:
-                known = self._known[shape] = self._make(other, batch, step)
-                self._tell(f"compiled from step {step + 1} on ({self._backend})")
-            elif step & (step - 1) == 0:  # 4, 8, 16, ...: what changes only later
+                return self._new(batch, step)
+            if step & (step - 1) == 0:  # 4, 8, 16, ...
+                self._speed_up(step)
+                known = self.known(batch) or known
                 check(known.unit, known.gradients, (batch, self.weights(step)))
         except NotCompilable as error:
-            self._way = False
             late = f"no longer compiled from step {step + 1} on"
-            self._tell(f"{late if self._known else 'not compiled'}: {error}")
+            self.notes.append(f"{late if known else 'not compiled'}: {error}")
+            self.off = True
             return None
         return known
 
@@ -126,48 +134,72 @@ class CompiledSteps:
         epoch = step / self._task.steps_per_epoch
         return [float(s.at(step, epoch)) for s in self._schedules]
 
-    @property
-    def _backend(self) -> str:
-        return "graph" if self._way == "graph" else "inductor"
+    def _new(self, batch: Batch, step: int) -> Compiled | None:
+        """Capture the step on batches of a shape, if it is time for it."""
+        shape = signature(batch)
+        seen = self._seen.setdefault(shape, batch)
+        if self._choice is not None and self.waiting:
+            self._choice.tick()
+            if self._choice.captures(step):
+                self._backend = "graph"
+        new = shape not in self._known
+        if step < FIRST or self.waiting or (new and len(self._known) >= SHAPES):
+            return None
+        other = self._other(batch, seen)
+        if other is None:
+            return None
+        begun, values = time.perf_counter(), self.weights(step)
+        unit = make_unit(
+            self._source(other, batch), [(other, [w / 2 + 0.25 for w in values]), (batch, values)]
+        )
+        found = self._known[shape] = self._run_by(self._backend, unit, batch, step)
+        if self._choice is not None:
+            seconds = time.perf_counter() - begun
+            self._choice.captured(seconds, _seconds(found, batch, values))
+        return found
 
-    def _tell(self, note: str) -> None:
-        if not self.notes or self._way is False:
+    def _speed_up(self, step: int) -> None:
+        """Compile what was captured, if that pays by now."""
+        if self._choice is None or self._backend != "graph" or not self._choice.compiles(step):
+            return
+        self._backend = "inductor"
+        for shape, known in self._known.items():
+            self._known[shape] = self._run_by("inductor", known.unit, self._seen[shape], step)
+
+    def _run_by(self, backend: str, unit: Unit, batch: Batch, step: int) -> Compiled:
+        """A unit run by a backend, or operation by operation where the compiler fails."""
+        block = self._block(unit, batch, backend)
+        gradients = block.gradients if block else _single(unit, backend)
+        try:
+            check(unit, gradients, (batch, self.weights(step)))
+        except NotCompilable as error:
+            if backend == "graph":
+                raise
+            self.notes.append(f"run as a graph: {error}")
+            self._choice = None
+            return self._run_by("graph", unit, batch, step)
+        note = f"compiled from step {step + 1} on ({backend})"
+        if not self.notes or self.notes[-1].split("(")[-1] != note.split("(")[-1]:
             self.notes.append(note)
-
-    def _other(self, batch: Batch, shape: tuple) -> Batch | None:
-        """Another batch of this shape, to look at the programs with."""
-        data = self._task.data
-        if batch.indices is not None and type(data) is Data:
-            rows = (batch.indices + 1) % data.size
-            args, kwargs = data.rows(rows)
-            return replace(batch, args=args, kwargs=kwargs, indices=rows)
-        return batch if batch.indices is None and type(data) is Data else self._seen.get(shape)
-
-    def _make(self, other: Batch, batch: Batch, step: int) -> Compiled:
-        """Capture, compile and check."""
-        values = self.weights(step)
-        probes = [(other, [0.5 * w + 0.25 for w in values]), (batch, values)]
-        unit = make_unit(self._source(other, batch), probes)
-        block = self._block(unit, batch)
-        gradients = block.gradients if block else self._single(unit)
-        check(unit, gradients, probes[-1])
         return Compiled(unit, gradients, block)
 
-    def _block(self, unit: Unit, batch: Batch) -> Block | None:
+    def _other(self, batch: Batch, seen: Batch) -> Batch | None:
+        """Another batch of the same shape, to look at the programs with."""
+        data = self._task.data
+        if type(data) is not Data:
+            return None if seen is batch else seen
+        if batch.indices is None:
+            return batch
+        rows = (batch.indices + 1) % data.size
+        args, kwargs = data.rows(rows)
+        return replace(batch, args=args, kwargs=kwargs, indices=rows)
+
+    def _block(self, unit: Unit, batch: Batch, backend: str) -> Block | None:
         if self._adam is None or unit.changed or len({x.dtype for x in live(unit)}) > 1:
             return None
         data = self._task.data
         args, kwargs = data.whole()
-        whole = Batch(args, kwargs, None, data.size)
-        return Block(unit, self._adam(unit), whole, batch, self._backend)
-
-    def _single(self, unit: Unit) -> Callable[[Batch, Sequence[Tensor]], Sequence[Tensor]]:
-        function = make_function(unit.graph, self._backend)
-
-        def gradients(batch: Batch, weights: Sequence[Tensor]) -> Sequence[Tensor]:
-            return function(*[x.detach() for x in unit.inputs(batch, weights)])
-
-        return gradients
+        return Block(unit, self._adam(unit), Batch(args, kwargs, None, data.size), batch, backend)
 
     def _source(self, one: Batch, other: Batch) -> Source:
         task = self._task
@@ -188,6 +220,27 @@ class CompiledSteps:
         programs = (task.model, task.guide)
         fixed = one.indices is None and _same(one, other)
         return Source(evaluate, leaves, rest, programs, fixed)
+
+
+def _single(unit: Unit, backend: str) -> Callable[[Batch, Sequence[Tensor]], Sequence[Tensor]]:
+    """A unit as a function of a batch and KL weights."""
+    function = make_function(unit.graph, backend)
+
+    def gradients(batch: Batch, weights: Sequence[Tensor]) -> Sequence[Tensor]:
+        return function(*[x.detach() for x in unit.inputs(batch, weights)])
+
+    return gradients
+
+
+def _seconds(known: Compiled, batch: Batch, values: Sequence[float]) -> float:
+    """How long a step takes, at the best of a few times."""
+    weights, found = [torch.tensor(v) for v in values], []
+    with preserved_rng(), torch.no_grad():
+        for _ in range(3):
+            begun = time.perf_counter()
+            known.gradients(batch, weights)
+            found.append(time.perf_counter() - begun)
+    return min(found)
 
 
 def _same(one: Batch, other: Batch) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 from pvi.errors import FitError
 from pvi.fit.precision import Precision
 
-COMPILE = (False, True, "graph", "inductor")
+COMPILE = ("auto", False, True, "graph", "inductor")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Options:
     precision: Precision | None = None
     validate_every: int | None = None
     patience: int | None = None
-    compile: bool | str = False
+    compile: bool | str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("accumulate", "validate_every", "patience"):
@@ -49,7 +49,7 @@ class Options:
 
         if not any(self.compile is x or self.compile == x for x in COMPILE):
             raise FitError(
-                f"compile must be False, True, 'graph' or 'inductor', got {self.compile!r}"
+                f"compile must be 'auto', False, True, 'graph' or 'inductor', got {self.compile!r}"
             )
 
     def described(self) -> dict[str, Any]:
