@@ -36,9 +36,13 @@ def functional(
         own = [x.clone() if i in changing else x for i, x in enumerate(given)]
         return [*graph(*own), *(own[i] for i in changing)]
 
+    plain = [x.detach() for x in inputs]
     with torch.no_grad(), preserved_rng():
-        plain = [x.detach() for x in inputs]
-        result = make_fx(functionalize(pure, remove="mutations"))(*plain)
+        try:
+            result = make_fx(functionalize(pure, remove="mutations"))(*plain)
+        except RuntimeError:  # it writes to a tensor of its own
+            _copy_constants(graph)
+            result = make_fx(functionalize(pure, remove="mutations"))(*plain)
     changed = _drop_unchanged(result, changing)
     _fold(result)
     _index_by_numbers(result)
@@ -51,6 +55,16 @@ def functional(
     result.graph.lint()
     result.recompile()
     return result, changed
+
+
+def _copy_constants(module: fx.GraphModule) -> None:
+    """Tensors that a program has made are new in each run."""
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr" and isinstance(getattr(module, str(node.target)), Tensor):
+            with module.graph.inserting_after(node):
+                copy = module.graph.call_function(aten.clone.default, (node,))
+            node.replace_all_uses_with(copy, lambda user, copy=copy: user is not copy)
+    module.recompile()
 
 
 def _drop_unchanged(module: fx.GraphModule, changing: range) -> list[int]:

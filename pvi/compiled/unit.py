@@ -127,7 +127,11 @@ def make_unit(source: Source, probes: Sequence[tuple[Batch, Sequence[float]]]) -
         raise NotCompilable(found)
     first = len(source.leaves)
     changing = range(first, first + len(source.buffers))
-    graph, changed = functional(graphs[-1], [x.detach().clone() for x in given], changing)
+    try:
+        graph, changed = functional(graphs[-1], [x.detach().clone() for x in given], changing)
+    except RuntimeError as error:
+        text = str(error).splitlines()[0][:160]
+        raise NotCompilable(f"the graph can't be made free of mutation ({text})") from error
     return Unit(source, graph, names[0], used[0], changed, signature(probes[-1][0]))
 
 
