@@ -271,6 +271,32 @@ def test_a_resumed_fit_is_the_uninterrupted_one(
         assert torch.equal(x, resumed.posterior.params.tensors()[name]), name
 
 
+def test_losses_of_loops_of_ones_own() -> None:
+    found = []
+    for compiled in (False, True):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        module: Any = pvi.ELBO(4)(regression, by_hand)
+        module(X, Y)
+        module = pvi.compile(module, backend="graph") if compiled else module
+        leaves = [x for _, x in pyro.get_param_store().named_parameters()]
+        optimizer = torch.optim.Adam(leaves, 0.05)
+        losses = []
+        for i in range(20):
+            optimizer.zero_grad()
+            loss = module(X[i : i + 30], Y[i : i + 30])
+            (2.0 * loss).backward()
+            optimizer.step()
+            losses.append(loss.item())
+        found.append((losses, [x.detach().clone() for x in leaves]))
+        if compiled:
+            assert module.reason == ""
+            assert len(module._made) == 1
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-6)
+    pyro.clear_param_store()
+
+
 class Switch:
     """A model whose prior a callback changes."""
 

@@ -3,4 +3,5 @@
 from pvi.compiled.backend import make_function
 from pvi.compiled.block import SIZE, STEPS, Adam, Block, State
 from pvi.compiled.errors import NotCompilable
+from pvi.compiled.module import CompiledLoss, compile
 from pvi.compiled.unit import Source, Unit, buffers, check, live, make_unit, signature
