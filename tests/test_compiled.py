@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import pvi
 from pvi.fit.blocks import Blocks
+from pvi.fit.choice import Choice
 from pvi.guides import Flow, FullRank, LowRank, MeanField, Structured
 
 N, D, G = 60, 3, 5
@@ -269,6 +270,29 @@ def test_a_resumed_fit_is_the_uninterrupted_one(
     assert len(resumed.history) == 130
     for name, x in whole.posterior.params.tensors().items():
         assert torch.equal(x, resumed.posterior.params.tensors()[name]), name
+
+
+def test_auto_captures_where_many_steps_are_to_come() -> None:
+    cases = [fitted("auto", regression, MeanField, pvi.ELBO(), steps=n).notes for n in (300, 4200)]
+    assert cases[0] == ()
+    assert cases[1][0] == "compiled from step 65 on (graph)"
+
+
+def test_auto_compiles_where_that_saves_more_than_it_takes() -> None:
+    def choice(limit: int | None, passed: float = 0.0) -> Choice:
+        made = Choice(limit)
+        made._begun -= passed
+        made._steps = [0.003] * 10
+        made.captured(1.5, 0.001)
+        return made
+
+    assert not choice(4000).compiles(64)  # 3936 * 0.002 s = 7.9 s saved
+    assert choice(6000).compiles(64)  # 11.9 s, more than 6 * 1.5
+    assert not choice(6000).compiles(65)
+    assert not choice(None, 5.0).compiles(1024)
+    assert choice(None, 10.0).compiles(1024)
+    assert choice(4100).captures(64) and not choice(4000).captures(64)
+    assert choice(None, 2.0).captures(128) and not choice(None, 1.0).captures(128)
 
 
 def test_losses_of_loops_of_ones_own() -> None:
