@@ -12,9 +12,12 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor, nn
 
 import pvi
+from pvi.compiled.capture import RUNS
 from pvi.fit.blocks import Blocks
 from pvi.fit.choice import Choice
 from pvi.guides import Flow, FullRank, LowRank, MeanField, Structured
+
+pytestmark = pytest.mark.skipif(not RUNS, reason="this torch can't capture")
 
 N, D, G = 60, 3, 5
 STEPS = 12

@@ -22,6 +22,7 @@ from pvi.compiled.draws import Recorder, Replayer
 from pvi.compiled.errors import OURS, NotCompilable, place
 from pvi.engine.traces import preserved_rng
 
+RUNS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)  # tested from there on
 READS = ("get value out of a tracing tensor", "data-dependent", "_local_scalar_dense")
 HELD = "held draws"
 HIDDEN = (torch.ops.aten.native_batch_norm,)  # change their inputs without saying so
@@ -48,6 +49,8 @@ def trace(
             with torch.enable_grad():
                 return list(step())
 
+    if not RUNS:
+        raise NotCompilable(f"torch {torch.__version__} is older than 2.13")
     with _quiet(), preserved_rng(), Recorder() as recorder:
         step()
         roles = recorder.roles()
