@@ -55,6 +55,7 @@ class Training:
         self.batch: Batch | None = None  # the last one
         self.batch_mark: int | None = None  # its checksum, where a checkpoint was written
         self.whole = False  # whether no step is half done
+        self.joint = self.team.alone  # whether all processes have come to the same end
         self._names: tuple[str, ...] = ()  # of the record that processes share
         self._asks = self.team.any(bool(task.callbacks))  # whether some process has callbacks
         self._unread: list[tuple[int, Row]] = []  # steps whose numbers were not looked at yet
@@ -77,8 +78,8 @@ class Training:
         """
         if checkpoints is not None:
             checkpoints.resume(self)
-        batches = self._batches()
-        while not (self._exhausted or self.schedule.finished(self.step)):
+        batches, stopped = self._batches(), ""
+        while not (stopped or self._exhausted or self.schedule.finished(self.step)):
             self.whole = False
             self._take(batches)
             self._validate()
@@ -86,9 +87,8 @@ class Training:
             stopped = self._asked()
             if checkpoints is not None:
                 checkpoints.after_step(self)
-            if stopped:
-                return stopped
-        return self.validation.reason() if self._exhausted else ""
+        self.joint = True
+        return stopped or (self.validation.reason() if self._exhausted else "")
 
     def finish(self) -> list[str]:
         """Leave finite parameters, the best ones if they were kept; what was done to the fit."""
@@ -101,7 +101,7 @@ class Training:
             notes = [*notes, f"{recovery.skipped} steps were left out in all"]
         kept = self.validation is not None and self.validation.keeps_best
         if self.averages is not None and not kept:
-            self.averages.close(self.step)
+            self.averages.close(self.step, self.joint)
         restored = "" if self.validation is None else self.validation.restore_best(self.step)
         return [*notes, restored] if restored else list(notes)
 
@@ -253,7 +253,9 @@ class Training:
         """Whether each step is looked at before its update."""
         recovery = self.recovery
         late = recovery.late >= TRIES or self.step < recovery.careful
-        return self._interval == 1 or late or self.step == 0
+        stages = self.schedule.stages
+        compared = stages is not None and self.step + 1 == stages.end  # then averages are, too
+        return self._interval == 1 or late or self.step == 0 or compared
 
     def _sound(self, inputs: list[Input], error: Exception | None) -> bool:
         """Look at the numbers of all steps since the last look; whether to make the update."""
@@ -358,6 +360,8 @@ class Training:
         for group in self.schedule.groups(self.task.params, new):
             self.optimizer.add_param_group(group)
         self.recovery.renew()
+        if new and self.averages is not None:  # which lack them so far
+            self.averages.restart(self.step)
 
 
 def looks(leaf: Tensor) -> int:
