@@ -132,8 +132,7 @@ class Averages:
         candidates = [*averages, _copies(self._tensors())]
         for values in candidates:
             self.task.team.broadcast(values.values())  # buffers are each process's own
-        found = [self._bounds(values, step, count) for values in (self.best, *candidates)]
-        table = torch.stack(found).nan_to_num(-math.inf, -math.inf, -math.inf)
+        table = self._bounds([self.best, *candidates], step, count)
         telling = table.isfinite().any(0)  # a batch with a row that is bad for all is not
         before, *bounds = table[:, telling | ~telling.any()]
         winner = max(range(len(bounds)), key=lambda i: float(bounds[i].mean()))
@@ -143,14 +142,21 @@ class Averages:
             self.best = candidates[winner]
         return gain, error if self.task.batches_per_epoch == 1 else 0.0, winner > 0
 
-    def _bounds(self, values: Values, step: int, count: int) -> Tensor:
-        """The objective with these parameters, nats: the same batches and draws each time."""
-        task = self.task
-        kept = kept_random(task.data.loader)
-        with kept, torch.no_grad(), task.params.evaluation(), self._holding(values):
+    def _bounds(self, sets: list[Values], step: int, count: int) -> Tensor:
+        """The objective with each of these parameters, nats `(len(sets), count)`: on batches that
+        are read once, with the same draws.
+        """
+        task, here = self.task, self._tensors()
+        kept, found = kept_random(task.data.loader), []
+        with kept, torch.no_grad(), task.params.evaluation(), self._holding():
             torch.manual_seed(SEED)
-            bounds = [self._bound(batch, step) for batch in self._batches(count)]
-        return task.team.means(torch.stack(bounds)).double().cpu()
+            for i, batch in enumerate(self._batches(count)):
+                for values in sets:
+                    put(here, values)
+                    torch.manual_seed(SEED + i)
+                    found.append(self._bound(batch, step))
+        means = task.team.means(torch.stack(found)).double().cpu()
+        return means.nan_to_num(-math.inf, -math.inf, -math.inf).reshape(-1, len(sets)).T
 
     def _bound(self, batch: Any, step: int) -> Tensor:
         """NaN where the programs fail because of bad numbers."""
@@ -178,10 +184,9 @@ class Averages:
         return min(passes * math.ceil(REPEATS / passes), max(REPEATS, self.stages.length // SHARE))
 
     @contextmanager
-    def _holding(self, values: Values) -> Iterator[None]:
+    def _holding(self) -> Iterator[None]:
         here = self._tensors()
         kept = _copies(here)
-        put(here, values)
         try:
             yield
         finally:
