@@ -182,10 +182,10 @@ class TestConvergence:
     def test_minibatches_of_a_correlated_regression(self) -> None:
         """The full-rank posterior in closed form; KL is in nats."""
         make = torch.Generator().manual_seed(0)
-        x = torch.randn(600, 3, generator=make) @ torch.tensor(
+        x = torch.randn(200, 3, generator=make) @ torch.tensor(
             [[1.0, 0.9, 0.0], [0.0, 0.4, 0.0], [0.0, 0.0, 5.0]]
         )
-        y = x.sum(-1) + torch.randn(600, generator=make)
+        y = x.sum(-1) + torch.randn(200, generator=make)
 
         def model(x: Tensor, y: Tensor) -> None:
             w = pyro.sample("w", dist.Normal(torch.zeros(3), 10.0).to_event(1))
@@ -209,7 +209,8 @@ class TestConvergence:
         assert gap < 0.1
 
     def test_valley_that_plateaus_of_the_bound_got_wrong(self) -> None:
-        x = 100.0 + 15.0 * randn(60)
+        """With them it ended 0.09 nats below the best; with stages it is 0.0002."""
+        x = 20.0 + 15.0 * randn(60)
         design = torch.stack([torch.ones(60), x], 1)
         y = design @ torch.tensor([26.0, 0.6]) + 18.0 * randn(60, seed=1)
 
@@ -222,7 +223,7 @@ class TestConvergence:
         precision = (design.T @ design / 18.0**2 + torch.eye(2) / 100.0**2).double()
         exact = torch.linalg.solve(precision, (design.T @ y / 18.0**2).double())
         fit = pvi.fit(model, data=(design, y), **ADAM)
-        off = fit.guide.loc.b.detach().double() - exact  # type: ignore[union-attr]
-        lost = 0.5 * float(off @ precision @ off)  # nats of the bound
+        gap = fit.guide.loc.b.detach().double() - exact  # type: ignore[union-attr]
+        lost = 0.5 * float(gap @ precision @ gap)  # nats of the bound
         assert fit.converged, fit.reason
-        assert lost < 0.1
+        assert lost < 0.01
