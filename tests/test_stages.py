@@ -158,6 +158,20 @@ class TestAverages:
         assert any("at row 0" in note for note in fit.notes)
         assert off(fit, y) < 5.0  # at the start: 45
 
+    def test_mask_with_infinities(self) -> None:
+        """Its mean with itself is NaN; it changes nothing, so the fit is the same without it."""
+
+        class Masked(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+
+            def forward(self, y: Tensor) -> None:
+                mean_model(y * self.mask.exp()[0])
+
+        fits = [pvi.fit(m, data=Y, callbacks=until(201), **ADAM) for m in (mean_model, Masked())]
+        assert off(fits[0]) == off(fits[1])
+
     def test_batch_norm(self) -> None:
         """Its statistics are averaged with the weights they belong to."""
         torch.manual_seed(0)

@@ -12,7 +12,7 @@ from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pvi.errors import PviError
 from pvi.fit.locate import is_numeric
@@ -53,7 +53,9 @@ class Averages:
         stages = self.stages
         if step <= stages.start or stages.ended:
             return
-        self._live = self._live or self._tensors()
+        if not self._live:  # without masks that hold infinities, whose mean is NaN
+            here = self._tensors().items()
+            self._live = {name: x for name, x in here if bool(x.isfinite().all())}
         if not self.best:
             self.best = _copies(self._live)
         self._add(step - stages.start > stages.length // 2)
@@ -103,9 +105,12 @@ class Averages:
         )
 
     def _tensors(self) -> Values:
-        """Parameters, and buffers such as the statistics of BatchNorm, which belong to them."""
-        found = self.task.params.tensors()
-        return {name: x.detach() for name, x in found.items() if x.is_floating_point()}
+        """Trained parameters, and buffers such as the statistics of BatchNorm, which belong to
+        them.
+        """
+        found = self.task.params.tensors().items()
+        moving = ((n, x) for n, x in found if x.requires_grad or not isinstance(x, nn.Parameter))
+        return {name: x.detach() for name, x in moving if x.is_floating_point()}
 
     def _add(self, second: bool) -> None:
         self.counts[second] += 1
