@@ -271,4 +271,7 @@ def check_sampler(loader: DataLoader) -> None:
 
 
 def loader_batch_size(loader: DataLoader) -> int:
-    return loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
+    """Rows in a batch; the mean where a batch sampler of the user's own doesn't say it."""
+    own = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    rows: int = len(loader.dataset)  # type: ignore[arg-type]
+    return own or max(rows // len(loader), 1)
