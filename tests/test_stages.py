@@ -8,7 +8,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 import pvi
 from pvi.errors import FitError
@@ -193,25 +192,7 @@ class TestAverages:
         assert len(fit.history) == 700
 
 
-class Uneven(Sampler):
-    """Shuffled batches of several sizes."""
-
-    def __iter__(self) -> Any:
-        return iter(torch.randperm(400).split([10, 90, 100, 50, 150]))
-
-    def __len__(self) -> int:
-        return 5
-
-
 class TestConvergence:
-    def test_batches_of_a_sampler_that_does_not_say_their_size(self) -> None:
-        """Parameters are compared on all rows, not on as many single ones."""
-        y = randn(400) + 1.0
-        loader = DataLoader(TensorDataset(y), batch_sampler=Uneven())
-        fit = pvi.fit(mean_model, data=loader, seed=0, progress=False)
-        assert fit.converged, fit.reason
-        assert off(fit, y) < 0.3
-
     def test_minibatches_of_a_correlated_regression(self) -> None:
         """The full-rank posterior in closed form; KL is in nats."""
         make = torch.Generator().manual_seed(0)
