@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
 import pvi
+from pvi.engine.data import as_data
 from pvi.errors import GuideError
 from tests.scenarios import (
     EXACT,
@@ -61,6 +62,12 @@ class TestInputs:
         bounds = self.bounds(DataLoader(data, batch_sampler=sampler))
         expected = self.bounds(DataLoader(data, batch_size=8, drop_last=True))
         assert bounds == pytest.approx(expected, abs=EXACT)
+
+    def test_batch_sampler_that_does_not_say_its_size(self) -> None:
+        """Where rows are compared without it, batches are of the mean size, not of one row."""
+        batches: Any = [range(30), range(30, 36), range(36, 40)]
+        loader = DataLoader(TensorDataset(*self.rows()), batch_sampler=batches)
+        assert as_data(loader, (), None, self.model).batch_size(None) == 13
 
     def test_short_last_batch_of_a_loader(self) -> None:
         """Over an epoch every row counts once, also those of a shorter last batch."""

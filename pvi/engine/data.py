@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from pvi.engine.items import (
     ItemData,
     StreamData,
+    check_sampler,
     count_rows,
     first_of_stream,
     loader_batch_size,
@@ -123,6 +124,7 @@ def _from_items(data: Any, constants: tuple, device: Any, batch_size: int | None
     if size == 0:
         raise DataError("data is empty: the Dataset has no items")
     if loader is not None:
+        check_sampler(loader)
         batch_size = loader_batch_size(loader)
     number = min(size, PROBE, max(batch_size or 0, 8))
     with preserved_rng():

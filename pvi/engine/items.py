@@ -7,7 +7,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, default_collate
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 from pvi.engine.rows import (
     ALONE,
@@ -247,5 +252,26 @@ def count_rows(entries: Rows) -> int:
     return rows
 
 
+def check_sampler(loader: DataLoader) -> None:
+    """Refuse samplers that leave rows out or prefer some: the data set then is not the data.
+
+    Raises:
+        DataError: naming the sampler.
+    """
+    sampler: Any = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if isinstance(sampler, DistributedSampler) or not hasattr(sampler, "__len__"):
+        return
+    rows, drawn = len(loader.dataset), len(sampler)  # type: ignore[arg-type]
+    if drawn != rows or isinstance(sampler, WeightedRandomSampler):
+        raise DataError(
+            f"the DataLoader's {type(sampler).__name__} draws {drawn} rows an epoch, not each of "
+            f"the {rows} rows of its data set alike, so it can't be told which rows are the data. "
+            "Give a loader of torch.utils.data.Subset(dataset, indices), without that sampler."
+        )
+
+
 def loader_batch_size(loader: DataLoader) -> int:
-    return loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
+    """Rows in a batch; the mean where a batch sampler of the user's own doesn't say it."""
+    own = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    rows: int = len(loader.dataset)  # type: ignore[arg-type]
+    return own or max(rows // len(loader), 1)

@@ -1,14 +1,14 @@
 """Many steps of a training in one call, where nothing but steps happens between them."""
 
 import time
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pvi.compiled import SIZE, STEPS, Adam, Block, State, Unit, live
+from pvi.compiled import STEPS, Adam, Block, State, Unit, live
 from pvi.engine.data import Batch, Data
 from pvi.fit.compiled_training import FIRST, CompiledSteps
 from pvi.fit.drift import leaves_in
@@ -62,36 +62,22 @@ class Blocks:
         self.steps.paused = False
         return True
 
-    def losses(self, batches: Iterable[Batch], step: int) -> Tensor:
-        """The loss on each batch at the present parameters, one draw after the other `(n,)`, nats,
-        times the batch's weight.
+    def loss(self, batch: Batch, step: int) -> Tensor:
+        """The loss on a batch at the present parameters, times the batch's weight, nats.
 
         Args:
-            batches: whole epochs, but for the last.
+            batch: of the data.
             step: whose KL weights to take.
         """
-        ahead, found = iter(batches), []
-        while given := list(islice(ahead, self._span)):
-            known = self.steps.known(given[0]) if self._alike else None
-            if known is None or known.block is None:
-                found += [b.weight * self._task.evaluate(b, step).loss.detach() for b in given]
-                continue
-            plan = self._plan(known.unit, step, len(given))
-            plan[:, SIZE] = 0.0  # nothing moves
-            state = _state(known.unit, self._training.optimizer)
-            record = known.block.run(state, plan, _rows(given))[1]
-            found += record[:, known.unit.names.index("loss")].unbind()
-        return torch.stack(found)
+        known = self.steps.known(batch) if self._alike else None
+        if known is None or known.block is None:
+            return batch.weight * self._task.evaluate(batch, step).loss
+        plan = self._plan(known.unit, step, 1)
+        state = _state(known.unit, self._training.optimizer)
+        record = known.block.run(state, plan, _rows([batch]))[1]
+        return record[0, known.unit.names.index("loss")]
 
-    @property
-    def _span(self) -> int:
-        """Batches that can be drawn at once, before those of the next epoch are shuffled."""
-        if not self._possible or self._task.batch_size is None:
-            return STEPS if self._possible else 1
-        epoch = self._task.batches_per_epoch
-        return next(n for n in range(STEPS, 0, -1) if epoch % n == 0)
-
-    @property
+    @cached_property
     def _alike(self) -> bool:
         """Whether the programs are known to do the same in training and in evaluation."""
         return self._possible and all(map(_has_one_mode, self._task.params.modules()))
@@ -115,7 +101,7 @@ class Blocks:
         training, task = self._training, self._task
         ends = [STEPS * (step // STEPS + 1), 1 << step.bit_length(), training.schedule.limit]
         if task.batch_size is not None:
-            done = training.in_epoch % task.batches_per_epoch
+            done = training.epochs.done % task.batches_per_epoch
             ends.append(step + task.batches_per_epoch - done)
         validated = 0 if training.validation is None else training.validation.every
         ends += [n * (step // n + 1) for n in (validated, self.every) if n]

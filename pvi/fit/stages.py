@@ -5,15 +5,14 @@ average is far nearer to it than any of them, and tells whether they have come t
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice, repeat
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pvi.engine.data import Batch
 from pvi.errors import PviError
@@ -37,11 +36,11 @@ class Averages:
     Args:
         task: the fit's trainer.
         stages: lengths and rates.
-        losses: the loss on each of some batches after so many steps, at the present parameters.
+        loss: on a batch after so many steps, at the present parameters.
     """
 
-    def __init__(self, task: Any, stages: Stages, losses: Callable[[Iterable[Batch], int], Tensor]):
-        self.task, self.stages, self.losses = task, stages, losses
+    def __init__(self, task: Any, stages: Stages, loss: Callable[[Batch, int], Tensor]):
+        self.task, self.stages, self.loss = task, stages, loss
         self.best: Values = {}
         self.halves: list[Values] = [{}, {}]
         self.counts = [0, 0]
@@ -58,33 +57,41 @@ class Averages:
         stages = self.stages
         if step <= stages.start or stages.ended:
             return
-        self._live = self._live or self._tensors()
+        if not self._live:  # without masks that hold infinities, whose mean is NaN
+            here = self._tensors().items()
+            self._live = {name: x for name, x in here if bool(x.isfinite().all())}
         if not self.best:
             self.best = _copies(self._live)
         self._add(step - stages.start > stages.length // 2, count, {**self._live, **(means or {})})
         if step == stages.end:
-            gain, error, moving = self._choose(step)
+            gain, error, moving = self._choose(step, self._count)
             put(self._tensors(), self.best)
             stages.judge(gain, error, moving)
             self._clear()
 
     def restart(self, step: int) -> None:
-        """Begin the stage anew after a fault: some of its steps may not have been finite."""
+        """Begin the stage anew: after a fault, some of its steps may not have been finite; after
+        new parameters came up, those are not in its averages.
+        """
         if not self.stages.ended and step >= self.stages.start:
             self.stages.start = step
             self._clear()
 
-    def close(self, step: int) -> None:
-        """Leave the best parameters, wherever training ended."""
-        if all(self.counts):
-            if not self.task.team.alone:
-                return  # the others may not be here
+    def close(self, step: int, joint: bool) -> None:
+        """Leave the best parameters, wherever training ended.
+
+        Args:
+            step: how many steps are done.
+            joint: whether all processes are here; else they can't compare, and the last stay.
+        """
+        if not self.best or not (joint or self.stages.ended):
+            return
+        if not self.stages.ended:
             try:
-                self._choose(step)
+                self._choose(step, REPEATS)
             except (PviError, RuntimeError, ValueError):
                 return  # what ended the fit is told already
-        if self.best:
-            put(self._tensors(), self.best)
+        put(self._tensors(), self.best)
 
     def state(self) -> Tree:
         """What changes in training, as plain data."""
@@ -102,9 +109,12 @@ class Averages:
         )
 
     def _tensors(self) -> Values:
-        """Parameters, and buffers such as the statistics of BatchNorm, which belong to them."""
-        found = self.task.params.tensors()
-        return {name: x.detach() for name, x in found.items() if x.is_floating_point()}
+        """Trained parameters, and buffers such as the statistics of BatchNorm, which belong to
+        them.
+        """
+        found = self.task.params.tensors().items()
+        moving = ((n, x) for n, x in found if x.requires_grad or not isinstance(x, nn.Parameter))
+        return {name: x.detach() for name, x in moving if x.is_floating_point()}
 
     def _add(self, second: bool, count: int, values: Values) -> None:
         self.counts[second] += count
@@ -117,46 +127,60 @@ class Averages:
     def _clear(self) -> None:
         self.halves, self.counts, self._live = [{}, {}], [0, 0], {}
 
-    def _choose(self, step: int) -> tuple[float, float, bool]:
-        """Keep the best candidate of a stage.
+    def _choose(self, step: int, count: int) -> tuple[float, float, bool]:
+        """Keep the best candidate of a stage, over so many batches.
 
         Returns:
             Its gain over the best before and the standard error of that, nats; and whether the
             parameters were still on their way.
         """
         first, second = self.halves
-        share = self.counts[1] / sum(self.counts)
+        share = self.counts[1] / max(sum(self.counts), 1)
         whole = {n: torch.lerp(first[n], x, share) if n in first else x for n, x in second.items()}
-        candidates = [whole, second, _copies(self._tensors())]
+        averages = [whole, second] if second else [first] * bool(first)  # if ended before the half
+        candidates = [*averages, _copies(self._tensors())]
         for values in candidates:
             self.task.team.broadcast(values.values())  # buffers are each process's own
-        before, *bounds = (self._bounds(values, step) for values in (self.best, *candidates))
-        winner = max(range(3), key=lambda i: fmean(bounds[i]))
-        gains = [b - a for a, b in zip(before, bounds[winner], strict=True)]
-        gain, error = fmean(gains), stdev(gains) / math.sqrt(len(gains))
-        if gain > 0.0 or gain == math.inf:
+        table = self._bounds([self.best, *candidates], step, count)
+        telling = table.isfinite().any(0)  # a batch with a row that is bad for all is not
+        before, *bounds = table[:, telling | ~telling.any()]
+        winner = max(range(len(bounds)), key=lambda i: float(bounds[i].mean()))
+        gains = bounds[winner] - before
+        gain, error = float(gains.mean()), float(gains.std()) / math.sqrt(len(gains))
+        if not gain <= 0.0:
             self.best = candidates[winner]
         return gain, error if self.task.batches_per_epoch == 1 else 0.0, winner > 0
 
-    def _bounds(self, values: Values, step: int) -> list[float]:
-        """The objective with these parameters, nats: the same batches and draws each time."""
-        task = self.task
-        kept = kept_random(task.data.loader)
-        with kept, torch.no_grad(), task.params.evaluation(), self._holding(values):
+    def _bounds(self, sets: list[Values], step: int, count: int) -> Tensor:
+        """The objective with each of these parameters, nats `(len(sets), count)`: on batches that
+        are read once, with the same draws.
+        """
+        task, here = self.task, self._tensors()
+        kept, found = kept_random(task.data.loader), []
+        with kept, torch.no_grad(), task.params.evaluation(), self._holding():
             torch.manual_seed(SEED)
-            try:
-                bounds = -self.losses(self._batches(), step)
-            except (RuntimeError, ValueError) as error:
-                if not is_numeric(error):
-                    raise
-                bounds = torch.full((self._count,), -math.inf)
-        return task.team.means(bounds).nan_to_num(-math.inf, -math.inf, -math.inf).tolist()
+            for i, batch in enumerate(self._batches(count)):
+                for values in sets:
+                    put(here, values)
+                    torch.manual_seed(SEED + i)
+                    found.append(self._bound(batch, step))
+        means = task.team.means(torch.stack(found)).double().cpu()
+        return means.nan_to_num(-math.inf, -math.inf, -math.inf).reshape(-1, len(sets)).T
 
-    def _batches(self) -> Iterator[Any]:
+    def _bound(self, batch: Any, step: int) -> Tensor:
+        """NaN where the programs fail because of bad numbers."""
+        try:
+            return -self.loss(batch, step)
+        except (RuntimeError, ValueError) as error:
+            if not is_numeric(error):
+                raise
+            return next(iter(self._tensors().values())).new_full((), math.nan)
+
+    def _batches(self, count: int) -> Iterator[Any]:
         task = self.task
         data = replace(task.data, own_loader=None) if task.data.loader else task.data
         passes = (data.batches(task.batch_size, task.team.part) for _ in repeat(None))
-        return islice(chain.from_iterable(passes), self._count)
+        return islice(chain.from_iterable(passes), count)
 
     @property
     def _count(self) -> int:
@@ -169,10 +193,9 @@ class Averages:
         return min(passes * math.ceil(REPEATS / passes), max(REPEATS, self.stages.length // SHARE))
 
     @contextmanager
-    def _holding(self, values: Values) -> Iterator[None]:
+    def _holding(self) -> Iterator[None]:
         here = self._tensors()
         kept = _copies(here)
-        put(here, values)
         try:
             yield
         finally:

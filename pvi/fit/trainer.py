@@ -262,7 +262,7 @@ class Trainer:
 
             def bound() -> float:
                 torch.manual_seed(seed)
-                return -self.team.mean(float(training.blocks.losses([batch], step)))
+                return -self.team.mean(float(training.blocks.loss(batch, step)))
 
             return bound
 

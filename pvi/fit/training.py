@@ -17,15 +17,15 @@ from pvi.engine.data import Batch
 from pvi.engine.gradients import leaves_of
 from pvi.engine.objective import Evaluation
 from pvi.engine.traces import rng_state
-from pvi.errors import CheckpointError, FitError, GuideError, ModelError
+from pvi.errors import FitError, GuideError, ModelError
 from pvi.fit.blocks import Blocks
 from pvi.fit.callbacks import Step, ask
 from pvi.fit.drift import Path, leaves_in
+from pvi.fit.epochs import Epochs
 from pvi.fit.faults import SHOWN, TRIES, Recovery, all_finite, put_back
 from pvi.fit.history import History, Row, read
 from pvi.fit.locate import Input, Place, Search, is_numeric, of_record
 from pvi.fit.progress import Progress
-from pvi.fit.random import random_state, set_random_state
 from pvi.fit.records import Record, in_order, mean_of
 from pvi.fit.schedule import Schedule
 from pvi.fit.stages import Averages
@@ -50,13 +50,11 @@ class Training:
         self.scheduler = schedule.scheduler(self.optimizer, self.validation is not None)
         self.path, self.recovery = Path(), Recovery()
         self.blocks, stages = Blocks(self), schedule.stages
-        self.averages = Averages(task, stages, self.blocks.losses) if stages else None
+        self.averages = Averages(task, stages, self.blocks.loss) if stages else None
         self.step = 0
-        self.in_epoch = 0  # batches of this epoch that are done
-        self.epoch_start: dict[str, Any] = {}  # the random state then, which decides the order
-        self.batch: Batch | None = None  # the last one
-        self.batch_mark: int | None = None  # its checksum, where a checkpoint was written
+        self.epochs = Epochs(task)
         self.whole = False  # whether no step is half done
+        self.joint = self.team.alone  # whether all processes have come to the same end
         self._names: tuple[str, ...] = ()  # of the record that processes share
         self._asks = self.team.any(bool(task.callbacks))  # whether some process has callbacks
         self._unread: list[tuple[int, Row]] = []  # steps whose numbers were not looked at yet
@@ -80,8 +78,8 @@ class Training:
         if checkpoints is not None:
             checkpoints.resume(self)
             self.blocks.every = checkpoints.every
-        batches = self._batches()
-        while not (self._exhausted or self.schedule.finished(self.step)):
+        batches, stopped = self.epochs.batches(), ""
+        while not (stopped or self._exhausted or self.schedule.finished(self.step)):
             self.whole = False
             if not self.blocks.take(batches):
                 self.take(batches)
@@ -90,9 +88,8 @@ class Training:
             stopped = self._asked()
             if checkpoints is not None:
                 checkpoints.after_step(self)
-            if stopped:
-                return stopped
-        return self.validation.reason() if self._exhausted else ""
+        self.joint = True
+        return stopped or (self.validation.reason() if self._exhausted else "")
 
     def finish(self) -> list[str]:
         """Leave finite parameters, the best ones if they were kept; what was done to the fit."""
@@ -105,7 +102,7 @@ class Training:
             notes = [*notes, f"{recovery.skipped} steps were left out in all"]
         kept = self.validation is not None and self.validation.keeps_best
         if self.averages is not None and not kept:
-            self.averages.close(self.step)
+            self.averages.close(self.step, self.joint)
         restored = "" if self.validation is None else self.validation.restore_best(self.step)
         return [*notes, *self.blocks.steps.notes, *([restored] if restored else [])]
 
@@ -117,43 +114,6 @@ class Training:
     @property
     def _exhausted(self) -> bool:
         return self.validation is not None and self.validation.exhausted
-
-    def _batches(self) -> Iterator[Batch]:
-        """Batches without end, from the middle of an epoch where a checkpoint left off."""
-        data = self.task.data
-        while True:
-            self.team.same_random()
-            now, done = random_state(data.loader), self.in_epoch
-            if done:
-                set_random_state(self.epoch_start, data.loader)
-            else:
-                self.epoch_start = now
-            batches = self.task.batches(skip=max(done - 1, 0))
-            if done:
-                self._check_same(next(batches, None))
-                set_random_state(now, data.loader)
-            for batch in batches:
-                self.in_epoch, self.batch = self.in_epoch + 1, batch
-                yield batch
-            self.in_epoch = 0
-
-    def mark(self) -> int | None:
-        """What tells the last batch from others, for whoever goes on from here."""
-        if self.batch is None:
-            return self.batch_mark
-        return None if self.batch.indices is None else self.batch.checksum()
-
-    def _check_same(self, batch: Batch | None) -> None:
-        """Refuse to go on in the middle of an epoch whose rows come in another order now."""
-        mark = self.batch_mark if self.team.first else None  # it is of the first process's share
-        other = mark is not None and (batch is None or batch.checksum() != mark)
-        if self.team.any(other):
-            raise CheckpointError(
-                f"the data don't give the same rows again at step {self.step}, so this fit can't "
-                "go on where it was: its stream, sampler or transform draws from a random state "
-                "that is not torch's, numpy's or Python's. Seed it, or start again with another "
-                "checkpoint= folder."
-            )
 
     def take(self, batches: Iterator[Batch]) -> None:
         """One step, or none where its numbers are not finite."""
@@ -260,7 +220,9 @@ class Training:
         """Whether each step is looked at before its update."""
         recovery = self.recovery
         late = recovery.late >= TRIES or self.step < recovery.careful
-        return self._interval == 1 or late or self.step == 0
+        stages = self.schedule.stages
+        compared = stages is not None and self.step + 1 == stages.end  # then averages are, too
+        return self._interval == 1 or late or self.step == 0 or compared
 
     def _sound(self, inputs: list[Input], error: Exception | None) -> bool:
         """Look at the numbers of all steps since the last look; whether to make the update."""
@@ -390,6 +352,8 @@ class Training:
         for group in self.schedule.groups(self.task.params, new):
             self.optimizer.add_param_group(group)
         self.recovery.renew()
+        if new and self.averages is not None:  # which lack them so far
+            self.averages.restart(self.step)
 
 
 def looks(leaf: Tensor) -> int:

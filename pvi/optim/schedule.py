@@ -146,7 +146,7 @@ class Stages:
             moving: whether the parameters were still on their way.
         """
         self.start, self.gain = self.end, gain
-        small = gain <= max(self.tolerance, 2.0 * error)
+        small = math.isfinite(gain) and gain <= max(self.tolerance, 2.0 * error)
         self.converged = small and self.lowered
         self.ended = self.converged or self.start >= self.limit - LAST
         self.lowered = small or not moving

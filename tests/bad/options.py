@@ -9,7 +9,13 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import RenyiELBO, Trace_ELBO
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import pvi
 from pvi.errors import DataError, FitError, ModelError, ObjectiveError
@@ -168,6 +174,24 @@ def _() -> BadInput:
     names = ("batch_size=5", "DataLoader", "4")
     call = {"data": loader, "batch_size": 5}
     return BadInput(call, DataError, "batch_size", names, {"batch_size": None}, pyro=False)
+
+
+@row(BATCHES, "a DataLoader whose sampler leaves rows out")
+def _() -> BadInput:
+    rows = TensorDataset(*data())
+    loader = DataLoader(rows, batch_size=4, sampler=SubsetRandomSampler(range(12)))
+    names = ("SubsetRandomSampler", "12 rows", "20 rows", r"Subset\(dataset, indices\)")
+    instead = DataLoader(Subset(rows, range(12)), batch_size=4, shuffle=True)
+    return BadInput({"data": loader}, DataError, "sampler", names, {"data": instead}, pyro=False)
+
+
+@row(BATCHES, "a DataLoader whose sampler prefers rows")
+def _() -> BadInput:
+    rows = TensorDataset(*data())
+    loader = DataLoader(rows, batch_size=4, sampler=WeightedRandomSampler([0.1, 0.9] * 10, 20))
+    names = ("WeightedRandomSampler", "20 rows", "without that sampler")
+    instead = DataLoader(rows, batch_size=4, shuffle=True)
+    return BadInput({"data": loader}, DataError, "sampler", names, {"data": instead}, pyro=False)
 
 
 @row(BATCHES, "data in no plate")
