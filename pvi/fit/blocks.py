@@ -52,11 +52,12 @@ class Blocks:
             given *= count
         given += [next(batches) for _ in range(count - len(given))]
         known = self.steps.ready(given[0], training.step)
-        if known is None or known.block is None:
+        block = None if known is None else known.block
+        if known is not None and block is None:
             self._possible = False
-        elif self._run(known.unit, known.block, given):
+        if known is not None and block is not None and self._run(known.unit, block, given):
             return True
-        self.steps.paused = known is not None and known.block is not None
+        self.steps.paused = block is not None
         for batch in given:
             training.take(iter([batch]))
         self.steps.paused = False
@@ -115,8 +116,14 @@ class Blocks:
         """Take these steps in one call; whether all numbers are finite, else nothing is done."""
         training, count, begun = self._training, len(given), time.perf_counter()
         optimizer, before = training.optimizer, torch.get_rng_state()
+        if not all("step" in optimizer.state[x] for x in live(unit)):
+            return False  # after a return to a state before the first update
         rows, plan = _rows(given), self._plan(unit, training.step, count)
-        state, record = block.run(_state(unit, optimizer), plan, rows)
+        try:
+            state, record = block.run(_state(unit, optimizer), plan, rows)
+        except RuntimeError:  # of bad numbers, which the programs will name
+            torch.set_rng_state(before)
+            return False
         checked = [record[:, unit.names.index("loss")], record[:, -1], state.total, state.square]
         if not all(bool(x.isfinite().all()) for x in checked):
             torch.set_rng_state(before)

@@ -25,6 +25,7 @@ from pvi.engine.data import Batch, Data
 from pvi.engine.objective import Evaluation
 from pvi.engine.traces import preserved_rng
 from pvi.fit.choice import Choice
+from pvi.fit.locate import is_numeric
 
 FIRST = 2  # steps that the programs run by themselves, with all their checks
 SHAPES = 3  # shapes of batches that are captured
@@ -79,10 +80,16 @@ class CompiledSteps:
             Names and numbers of what is recorded.
         """
         known = self.ready(batch, step)
-        if known is None:
+        before = torch.get_rng_state()
+        try:
+            weights = [torch.tensor(w) for w in self.weights(step)]
+            found = known.gradients(batch, weights) if known else None
+        except RuntimeError:  # of bad numbers, which the programs will name
+            torch.set_rng_state(before)
+            return None
+        if known is None or found is None:
             return None
         with torch.no_grad():
-            found = known.gradients(batch, [torch.tensor(w) for w in self.weights(step)])
             leaves = live(known.unit)
             for leaf, grad in zip(leaves, found[1:], strict=False):
                 grad = grad.clone() if share == 1.0 else grad * share
@@ -127,6 +134,10 @@ class CompiledSteps:
             self.notes.append(f"{late if known else 'not compiled'}: {error}")
             self.off = True
             return None
+        except (RuntimeError, ValueError) as error:
+            if not is_numeric(error):
+                raise
+            return None  # the programs will name it
         return known
 
     def weights(self, step: int) -> list[float]:
@@ -152,7 +163,10 @@ class CompiledSteps:
         unit = make_unit(
             self._source(other, batch), [(other, [w / 2 + 0.25 for w in values]), (batch, values)]
         )
-        found = self._known[shape] = self._run_by(self._backend, unit, batch, step)
+        found = self._run_by(self._backend, unit, batch, step)
+        if found is None:
+            return None
+        self._known[shape] = found
         if self._choice is not None:
             seconds = time.perf_counter() - begun
             self._choice.captured(seconds, _seconds(found, batch, values))
@@ -164,14 +178,18 @@ class CompiledSteps:
             return
         self._backend = "inductor"
         for shape, known in self._known.items():
-            self._known[shape] = self._run_by("inductor", known.unit, self._seen[shape], step)
+            batch = self._seen[shape]
+            self._known[shape] = self._run_by("inductor", known.unit, batch, step) or known
 
-    def _run_by(self, backend: str, unit: Unit, batch: Batch, step: int) -> Compiled:
-        """A unit run by a backend, or operation by operation where the compiler fails."""
+    def _run_by(self, backend: str, unit: Unit, batch: Batch, step: int) -> Compiled | None:
+        """A unit run by a backend, or operation by operation where the compiler fails; `None` where
+        the programs come to bad numbers, with which nothing can be checked.
+        """
         block = self._block(unit, batch, backend)
         gradients = block.gradients if block else _single(unit, backend)
         try:
-            check(unit, gradients, (batch, self.weights(step)))
+            if not check(unit, gradients, (batch, self.weights(step))):
+                return None
         except NotCompilable as error:
             if backend == "graph":
                 raise
