@@ -21,6 +21,7 @@ from pvi.compiled import (
     make_unit,
     signature,
 )
+from pvi.compiled.python_state import moved, numbers
 from pvi.engine.data import Batch, Data
 from pvi.engine.objective import Evaluation
 from pvi.engine.traces import preserved_rng
@@ -66,6 +67,7 @@ class CompiledSteps:
         self._known: dict[tuple, Compiled] = {}
         self._seen: dict[tuple, Batch] = {}
         self._schedules = list(task.objective.schedules())
+        self._numbers: dict[str, Any] | None = None  # that the programs reach
 
     def gradients(
         self, batch: Batch, step: int, share: float
@@ -123,6 +125,8 @@ class CompiledSteps:
             return None
         known = self.known(batch)
         try:
+            if step < FIRST or (self._is_open and not self.waiting):
+                self._watch()
             if known is None:
                 return self._new(batch, step)
             if step & (step - 1) == 0:  # 4, 8, 16, ...
@@ -145,6 +149,20 @@ class CompiledSteps:
         epoch = step / self._task.steps_per_epoch
         return [float(s.at(step, epoch)) for s in self._schedules]
 
+    @property
+    def _is_open(self) -> bool:
+        """Whether code of the user's runs between steps, or the programs were not watched yet."""
+        task = self._task
+        return bool(task.callbacks) or task.data.loader is not None or not self._known
+
+    def _watch(self) -> None:
+        """Refuse programs that reach numbers which change between steps, as by a callback."""
+        now = numbers(self._task.model, self._task.guide)
+        before, self._numbers = self._numbers or now, now
+        name = moved(before, now)
+        if name and not self.waiting:
+            raise NotCompilable(f"'{name}' in the programs changes from step to step")
+
     def _new(self, batch: Batch, step: int) -> Compiled | None:
         """Capture the step on batches of a shape, if it is time for it."""
         shape = signature(batch)
@@ -153,6 +171,7 @@ class CompiledSteps:
             self._choice.tick()
             if self._choice.captures(step):
                 self._backend = "graph"
+                self._watch()
         new = shape not in self._known
         if step < FIRST or self.waiting or (new and len(self._known) >= SHAPES):
             return None
