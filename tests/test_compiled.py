@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import pvi
 from pvi.compiled.capture import RUNS
 from pvi.fit.blocks import Blocks
-from pvi.fit.choice import Choice
+from pvi.fit.choice import choose
 from pvi.guides import Flow, FullRank, LowRank, MeanField, Structured
 
 pytestmark = pytest.mark.skipif(not RUNS, reason="this torch can't capture")
@@ -277,25 +277,20 @@ def test_a_resumed_fit_is_the_uninterrupted_one(
 
 def test_auto_captures_where_many_steps_are_to_come() -> None:
     cases = [fitted("auto", regression, MeanField, pvi.ELBO(), steps=n).notes for n in (300, 4200)]
-    assert cases[0] == ()
-    assert cases[1][0] == "compiled from step 65 on (graph)"
+    assert cases == [(), ("compiled from step 65 on (graph)",)]
 
 
-def test_auto_compiles_where_that_saves_more_than_it_takes() -> None:
-    def choice(limit: int | None, passed: float = 0.0) -> Choice:
-        made = Choice(limit)
-        made._begun -= passed
-        made._steps = [0.003] * 10
-        made.captured(1.5, 0.001)
-        return made
+def test_what_auto_chooses() -> None:
+    def ways(limit: int | None, small: bool = True) -> list[str]:
+        steps = (63, 64, 511, 512, 4096, 16384)
+        return [choose(step, limit, small=small) for step in steps]
 
-    assert not choice(4000).compiles(64)  # 3936 * 0.002 s = 7.9 s saved
-    assert choice(6000).compiles(64)  # 11.9 s, more than 6 * 1.5
-    assert not choice(6000).compiles(65)
-    assert not choice(None, 5.0).compiles(1024)
-    assert choice(None, 10.0).compiles(1024)
-    assert choice(4100).captures(64) and not choice(4000).captures(64)
-    assert choice(None, 2.0).captures(128) and not choice(None, 1.0).captures(128)
+    assert ways(4000) == [""] * 6
+    assert ways(5000) == ["", *["graph"] * 5]
+    assert ways(9000) == ["", *["inductor"] * 5]
+    assert ways(9000, small=False) == ["", *["graph"] * 5]
+    assert ways(None) == ["", "", "", "graph", "inductor", "inductor"]
+    assert ways(None, small=False) == ["", "", "", "graph", "graph", "inductor"]
 
 
 def test_losses_of_loops_of_ones_own() -> None:

@@ -20,16 +20,16 @@ from pvi.compiled.unit import Unit, live, tensors_of
 from pvi.engine.data import Batch
 
 STEPS = 100  # the most in a call
-SIZE, ROOT, CLIP, WEIGHTS = range(4)  # columns of a plan; KL weights are the last ones
+SIZE, ROOT, CLIP, SHARE, WEIGHTS = range(5)  # columns of a plan; KL weights are the last ones
 
 
 class State(NamedTuple):
-    """Parameters and Adam's two averages, and the sum of the parameters over the steps, `(P,)`."""
+    """Parameters, Adam's two averages, and an average of the parameters over steps, `(P,)`."""
 
     values: Tensor
     mean: Tensor
     square: Tensor
-    total: Tensor
+    average: Tensor
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Block:
 
         Args:
             plan: for each step the factor on the rates, the root of 1 - b2^t, the longest gradient,
-                and the KL weights `(n, 3 + W)`.
+                its share in the average, and the KL weights `(n, 4 + W)`.
             indices: row numbers of the batches `(n, B)`; `None` for the whole data.
 
         Returns:
@@ -100,7 +100,7 @@ class Block:
         """The record and the gradients of a single step, without clipping, as a unit gives them."""
         values = torch.cat([x.detach().reshape(-1) for x in live(self._unit)])
         zeros = (torch.zeros_like(values) for _ in range(3))  # none may be another
-        plan = values.new_tensor([[1.0, 1.0, torch.inf, *map(float, weights)]])
+        plan = values.new_tensor([[1.0, 1.0, torch.inf, 1.0, *map(float, weights)]])
         rows = None if batch.indices is None else batch.indices.unsqueeze(0)
         state, record = self.run(State(values, *zeros), plan, rows)
         grads = state.mean / (1.0 - self._adam.betas[0])
@@ -123,7 +123,7 @@ class Block:
         buffers, kind = len(unit.source.buffers), torch.get_default_dtype()
 
         def step(state: list[Tensor], plan: Tensor, rows: Tensor, fixed: list[Tensor]) -> list:
-            values, mean, square, total = state
+            values, mean, square, average = state
             parts = [x.reshape(s) for x, s in zip(values.split(sizes), shapes)]  # noqa: B905
             given = iter(fixed)
             inputs = [next(given) if p is None else parts[p] for p in places]
@@ -140,7 +140,8 @@ class Block:
             square = b2 * square + (1.0 - b2) * grad * grad
             move = plan[SIZE] * mean / (square.sqrt() / plan[ROOT] + eps)
             values = values - next(given) * move
-            return [values, mean, square, total + values, torch.cat([record, norm.reshape(1)])]
+            average = torch.lerp(average, values, plan[SHARE])
+            return [values, mean, square, average, torch.cat([record, norm.reshape(1)])]
 
         return step
 

@@ -8,13 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pvi.compiled import STEPS, Adam, Block, State, Unit, live
+from pvi.compiled import SHARE, STEPS, Adam, Block, State, Unit, live
 from pvi.engine.data import Batch, Data
-from pvi.fit.compiled_training import FIRST, CompiledSteps
+from pvi.fit.compiled_training import SMALL, CompiledSteps
 from pvi.fit.drift import leaves_in
-
-LIMIT = 20_000  # numbers in the parameters; with more, copies of them cost more than the calls
-
 
 OURS = ("pvi", "pyro", "zuko")
 PLAIN = (nn.Linear, nn.ReLU, nn.Tanh, nn.Softplus, nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -44,7 +41,7 @@ class Blocks:
             batches: of the training.
         """
         training = self._training
-        if not self._possible or training.step < FIRST or self.steps.off or self.steps.waiting:
+        if not self._possible or self.steps.waits(training.step):
             return False
         count = self._room(training.step)
         given = [next(batches)]
@@ -88,18 +85,19 @@ class Blocks:
         training, task = self._training, self._task
         schedule, leaves = training.schedule, leaves_in(training.optimizer)
         ours = schedule.automatic and schedule.plateau is None and task.options.accumulate == 1
-        alone = training.team.alone and not task.callbacks
         return (
             ours
-            and alone
+            and training.team.alone
             and type(task.data) is Data
             and all(x.device.type == "cpu" for x in leaves)
-            and sum(x.numel() for x in leaves) <= LIMIT
+            and sum(x.numel() for x in leaves) <= SMALL
         )
 
     def _room(self, step: int) -> int:
         """Steps until something else than a step is due."""
         training, task = self._training, self._task
+        if task.callbacks:
+            return 1
         ends = [STEPS * (step // STEPS + 1), 1 << step.bit_length(), training.schedule.limit]
         if task.batch_size is not None:
             done = training.epochs.done % task.batches_per_epoch
@@ -118,13 +116,21 @@ class Blocks:
         optimizer, before = training.optimizer, torch.get_rng_state()
         if not all("step" in optimizer.state[x] for x in live(unit)):
             return False  # after a return to a state before the first update
+        names = {id(x): name for name, x in self._task.params.tensors().items()}
+        trained = [names[id(x)] for x in live(unit)]
         rows, plan = _rows(given), self._plan(unit, training.step, count)
+        start = _state(unit, optimizer)
+        if training.averages is not None:
+            means, known = training.averages.running(training.step)
+            plan[:, SHARE] = 1.0 / torch.arange(known + 1.0, known + count + 1.0)
+            if means:
+                start = start._replace(average=torch.cat([means[n].reshape(-1) for n in trained]))
         try:
-            state, record = block.run(_state(unit, optimizer), plan, rows)
+            state, record = block.run(start, plan, rows)
         except RuntimeError:  # of bad numbers, which the programs will name
             torch.set_rng_state(before)
             return False
-        checked = [record[:, unit.names.index("loss")], record[:, -1], state.total, state.square]
+        checked = [record[:, unit.names.index("loss")], record[:, -1], state.values, state.square]
         if not all(bool(x.isfinite().all()) for x in checked):
             torch.set_rng_state(before)
             return False
@@ -137,8 +143,7 @@ class Blocks:
                 moments["exp_avg"].copy_(mean)
                 moments["exp_avg_sq"].copy_(square)
                 moments["step"] += count
-        names = {id(x): name for name, x in self._task.params.tensors().items()}
-        means = {names[id(x)]: t / count for x, t in zip(live(unit), parts[-1], strict=True)}
+        means = {n: x.clone() for n, x in zip(trained, parts[-1], strict=True)}
         columns = dict(zip((*unit.names, "grad_norm"), record.T.tolist(), strict=True))
         training.close_block(count, columns, means, begun)
         return True
@@ -146,13 +151,14 @@ class Blocks:
     def _plan(self, unit: Unit, start: int, count: int) -> Tensor:
         """The numbers of each step that are known beforehand."""
         training, steps = self._training, self.steps
-        (b1, b2), clip = self._adam(unit).betas, self._task.options.clip_norm or torch.inf
+        b1, b2 = training.optimizer.param_groups[0]["betas"]
+        clip = self._task.options.clip_norm or torch.inf
         done = int(training.optimizer.state[live(unit)[0]]["step"])
         rows = []
         for i in range(count):
             t, step = done + i + 1, start + i
             size = training.schedule.factor(step) / (1.0 - b1**t)
-            rows.append([size, (1.0 - b2**t) ** 0.5, clip, *steps.weights(step)])
+            rows.append([size, (1.0 - b2**t) ** 0.5, clip, 1.0, *steps.weights(step)])
         return live(unit)[0].new_tensor(rows)
 
     def _adam(self, unit: Unit) -> Adam:
@@ -175,7 +181,7 @@ def _has_one_mode(module: nn.Module) -> bool:
 
 
 def _state(unit: Unit, optimizer: torch.optim.Optimizer) -> State:
-    """Parameters and moments as vectors, and no sum yet."""
+    """Parameters and moments as vectors, and no average yet."""
     leaves = live(unit)
     moments = [optimizer.state[x] for x in leaves]
     values, mean, square = (

@@ -1,6 +1,5 @@
 """Steps of a training by a graph in the place of its programs, where that is safe."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,11 +23,11 @@ from pvi.compiled import (
 from pvi.compiled.python_state import moved, numbers
 from pvi.engine.data import Batch, Data
 from pvi.engine.objective import Evaluation
-from pvi.engine.traces import preserved_rng
-from pvi.fit.choice import Choice
+from pvi.fit.choice import choose
 from pvi.fit.locate import is_numeric
 
 FIRST = 2  # steps that the programs run by themselves, with all their checks
+SMALL = 20_000  # numbers in the parameters; in larger networks the arithmetic takes the time
 SHAPES = 3  # shapes of batches that are captured
 
 
@@ -39,11 +38,13 @@ class Compiled:
     Args:
         gradients: from a batch and KL weights to what the unit's graph gives.
         block: many steps at once, where that is possible.
+        backend: by which they run.
     """
 
     unit: Unit
     gradients: Callable[[Batch, Sequence[Tensor]], Sequence[Tensor]]
     block: Block | None
+    backend: str
 
 
 class CompiledSteps:
@@ -58,8 +59,8 @@ class CompiledSteps:
 
     def __init__(self, task: Any, limit: int | None, adam: Callable[[Unit], Adam] | None):
         wanted = task.options.compile
-        self._task, self._adam = task, adam
-        self._choice = Choice(limit) if wanted == "auto" else None
+        self._task, self._limit, self._adam = task, limit, adam
+        self._auto = wanted == "auto"
         self._backend = {False: "", "auto": "", "graph": "graph"}.get(wanted, "inductor")
         self.notes: list[str] = []
         self.off = wanted is False  # whether the programs run to the end
@@ -100,10 +101,16 @@ class CompiledSteps:
                 buffer.copy_(value)
         return known.unit.names, found[0]
 
-    @property
-    def waiting(self) -> bool:
-        """Whether it is still open if steps are captured."""
-        return not self._backend
+    def waits(self, step: int) -> bool:
+        """Whether the programs run for some more steps.
+
+        Args:
+            step: how many are done.
+        """
+        if self._auto:
+            small = sum(x.numel() for x in self._task.params.named().values()) <= SMALL
+            self._backend = choose(step, self._limit, small=small)
+        return self.off or step < FIRST or not self._backend
 
     def known(self, batch: Batch) -> Compiled | None:
         """What there is for a batch of this shape.
@@ -123,15 +130,22 @@ class CompiledSteps:
         """
         if self.off or self.paused:
             return None
+        if self.waits(step):
+            self._seen.setdefault(signature(batch), batch)
+            if step < FIRST:
+                self._changed()
+            return None
         known = self.known(batch)
         try:
-            if step < FIRST or (self._is_open and not self.waiting):
-                self._watch()
+            name = self._changed() if self._is_open else ""
+            if name:
+                raise NotCompilable(f"'{name}' in the programs changes from step to step")
             if known is None:
                 return self._new(batch, step)
-            if step & (step - 1) == 0:  # 4, 8, 16, ...
-                self._speed_up(step)
-                known = self.known(batch) or known
+            if known.backend != self._backend:
+                known = self._run_by(self._backend, known.unit, batch, step) or known
+                self._known[signature(batch)] = known
+            elif step & (step - 1) == 0:  # 4, 8, 16, ...
                 check(known.unit, known.gradients, (batch, self.weights(step)))
         except NotCompilable as error:
             late = f"no longer compiled from step {step + 1} on"
@@ -155,50 +169,25 @@ class CompiledSteps:
         task = self._task
         return bool(task.callbacks) or task.data.loader is not None or not self._known
 
-    def _watch(self) -> None:
-        """Refuse programs that reach numbers which change between steps, as by a callback."""
+    def _changed(self) -> str:
+        """A number that the programs reach and that has changed since the last look; "" if none."""
         now = numbers(self._task.model, self._task.guide)
         before, self._numbers = self._numbers or now, now
-        name = moved(before, now)
-        if name and not self.waiting:
-            raise NotCompilable(f"'{name}' in the programs changes from step to step")
+        return moved(before, now)
 
     def _new(self, batch: Batch, step: int) -> Compiled | None:
-        """Capture the step on batches of a shape, if it is time for it."""
+        """Capture the step on batches of a shape."""
         shape = signature(batch)
-        seen = self._seen.setdefault(shape, batch)
-        if self._choice is not None and self.waiting:
-            self._choice.tick()
-            if self._choice.captures(step):
-                self._backend = "graph"
-                self._watch()
-        new = shape not in self._known
-        if step < FIRST or self.waiting or (new and len(self._known) >= SHAPES):
+        other = self._other(batch, self._seen.setdefault(shape, batch))
+        if other is None or (shape not in self._known and len(self._known) >= SHAPES):
             return None
-        other = self._other(batch, seen)
-        if other is None:
-            return None
-        begun, values = time.perf_counter(), self.weights(step)
-        unit = make_unit(
-            self._source(other, batch), [(other, [w / 2 + 0.25 for w in values]), (batch, values)]
-        )
+        values = self.weights(step)
+        probes = [(other, [w / 2 + 0.25 for w in values]), (batch, values)]
+        unit = make_unit(self._source(other, batch), probes)
         found = self._run_by(self._backend, unit, batch, step)
-        if found is None:
-            return None
-        self._known[shape] = found
-        if self._choice is not None:
-            seconds = time.perf_counter() - begun
-            self._choice.captured(seconds, _seconds(found, batch, values))
+        if found is not None:
+            self._known[shape] = found
         return found
-
-    def _speed_up(self, step: int) -> None:
-        """Compile what was captured, if that pays by now."""
-        if self._choice is None or self._backend != "graph" or not self._choice.compiles(step):
-            return
-        self._backend = "inductor"
-        for shape, known in self._known.items():
-            batch = self._seen[shape]
-            self._known[shape] = self._run_by("inductor", known.unit, batch, step) or known
 
     def _run_by(self, backend: str, unit: Unit, batch: Batch, step: int) -> Compiled | None:
         """A unit run by a backend, or operation by operation where the compiler fails; `None` where
@@ -213,12 +202,15 @@ class CompiledSteps:
             if backend == "graph":
                 raise
             self.notes.append(f"run as a graph: {error}")
-            self._choice = None
-            return self._run_by("graph", unit, batch, step)
-        note = f"compiled from step {step + 1} on ({backend})"
-        if not self.notes or self.notes[-1].split("(")[-1] != note.split("(")[-1]:
+            found = self._run_by("graph", unit, batch, step)
+            return found and replace(found, backend=backend)
+        self._tell(f"compiled from step {step + 1} on ({backend})")
+        return Compiled(unit, gradients, block, backend)
+
+    def _tell(self, note: str) -> None:
+        """Once for each backend, whatever the number of shapes."""
+        if not any(note.split("(")[-1] in known for known in self.notes):
             self.notes.append(note)
-        return Compiled(unit, gradients, block)
 
     def _other(self, batch: Batch, seen: Batch) -> Batch | None:
         """Another batch of the same shape, to look at the programs with."""
@@ -267,17 +259,6 @@ def _single(unit: Unit, backend: str) -> Callable[[Batch, Sequence[Tensor]], Seq
         return function(*[x.detach() for x in unit.inputs(batch, weights)])
 
     return gradients
-
-
-def _seconds(known: Compiled, batch: Batch, values: Sequence[float]) -> float:
-    """How long a step takes, at the best of a few times."""
-    weights, found = [torch.tensor(v) for v in values], []
-    with preserved_rng(), torch.no_grad():
-        for _ in range(3):
-            begun = time.perf_counter()
-            known.gradients(batch, weights)
-            found.append(time.perf_counter() - begun)
-    return min(found)
 
 
 def _same(one: Batch, other: Batch) -> bool:

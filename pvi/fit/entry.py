@@ -100,9 +100,8 @@ def fit(
         compile: take Adam's steps by a graph of tensor operations captured from the programs, many
             of them in one call where nothing has to be looked at in between: "graph" without Pyro's
             work, `True` or "inductor" compiled to machine code (which takes seconds at the start),
-            `False` by the programs. "auto" does what pays, from the time of the first steps and the
-            number of those to come, and nothing where there is a `checkpoint`. Programs that can't
-            be captured run as they are; `Fit.notes` says what was done, and why not.
+            `False` by the programs. "auto" does what pays, by the number of steps. Programs that
+            can't be captured run as they are; `Fit.notes` says what was done, and why not.
         validation_data: rows in the form of `data` that are not trained on. Their bound is recorded
             as `history["validation_bound"]`.
         validate_every: steps between two validations; by default once an epoch (and 50 steps).
@@ -152,8 +151,7 @@ def fit(
     if every is not None and checkpoint is None:
         raise FitError("every= is the time between checkpoints: give checkpoint=, their folder")
     restarts = whole_number("restarts", restarts, least=0)
-    way = False if compile == "auto" and checkpoint is not None else compile  # bits are promised
-    options = Options(accumulate, clip_norm, precision, validate_every, patience, way)
+    options = Options(accumulate, clip_norm, precision, validate_every, patience, compile)
     with ExitStack() as stack:
         if seed is not None:
             stack.enter_context(preserved_rng())

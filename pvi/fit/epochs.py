@@ -1,9 +1,10 @@
 """One epoch of batches after the other, also from the middle of one."""
 
 from collections.abc import Iterator, Mapping
+from itertools import repeat
 from typing import Any
 
-from pvi.engine.data import Batch
+from pvi.engine.data import Batch, Data
 from pvi.errors import CheckpointError
 from pvi.fit.random import random_state, set_random_state
 from pvi.fit.storage import Tree
@@ -26,6 +27,9 @@ class Epochs:
     def batches(self) -> Iterator[Batch]:
         """Batches without end, from the middle of an epoch where a checkpoint left off."""
         task, loader = self._task, self._task.data.loader
+        if type(task.data) is Data and task.batch_size is None and task.team.alone:
+            self._batch = next(task.batches())  # which does not depend on any random state
+            yield from repeat(self._batch)
         while True:
             task.team.same_random()
             now, done = random_state(loader), self.done

@@ -103,7 +103,8 @@ class Schedule:
         if self._ready is not None:
             return check_optimizer(self._ready, params, ready=True)
         if self._factory is None:
-            return torch.optim.Adam(self.groups(params, named), betas=(0.9, 0.99))
+            floats = all(x.dtype in (torch.float32, torch.float64) for x in named.values())
+            return torch.optim.Adam(self.groups(params, named), betas=(0.9, 0.99), fused=floats)
         leaves, rated = list(named.values()), isinstance(self._lr, Mapping)
         made = made_optimizer(
             self._factory, self.groups(params, named) if rated else leaves, leaves

@@ -52,7 +52,8 @@ class Averages:
         Args:
             step: the number of the last one, from 1.
             count: how many, all in the same half of a stage.
-            means: the averages over them of the parameters that they change.
+            means: those of `running` with them, of the parameters that they change; by default
+                they are worked out from the parameters as they are.
         """
         stages = self.stages
         if step <= stages.start or stages.ended:
@@ -62,7 +63,7 @@ class Averages:
             self._live = {name: x for name, x in here if bool(x.isfinite().all())}
         if not self.best:
             self.best = _copies(self._live)
-        self._add(step - stages.start > stages.length // 2, count, {**self._live, **(means or {})})
+        self._add(self._half(step), count, means)
         if step == stages.end:
             gain, error, moving = self._choose(step, self._count)
             put(self._tensors(), self.best)
@@ -116,13 +117,26 @@ class Averages:
         moving = ((n, x) for n, x in found if x.requires_grad or not isinstance(x, nn.Parameter))
         return {name: x.detach() for name, x in moving if x.is_floating_point()}
 
-    def _add(self, second: bool, count: int, values: Values) -> None:
-        self.counts[second] += count
-        if self.counts[second] == count:
-            self.halves[second] = _copies(values)
+    def running(self, step: int) -> tuple[Values, int]:
+        """The averages that the next step goes into, and over how many steps they are so far.
+
+        Args:
+            step: how many are done.
+        """
+        half = self._half(step + 1)
+        return self.halves[half], self.counts[half]
+
+    def _half(self, step: int) -> bool:
+        return step - self.stages.start > self.stages.length // 2
+
+    def _add(self, half: bool, count: int, means: Values | None) -> None:
+        self.counts[half] += count
+        here = self.halves[half] = self.halves[half] or _copies(self._live)
+        if means is not None:
+            here.update(means)
         else:
-            means = [self.halves[second][name] for name in values]
-            torch._foreach_lerp_(means, list(values.values()), count / self.counts[second])
+            xs, share = [here[name] for name in self._live], count / self.counts[half]
+            torch._foreach_lerp_(xs, list(self._live.values()), share)
 
     def _clear(self) -> None:
         self.halves, self.counts, self._live = [{}, {}], [0, 0], {}

@@ -30,7 +30,7 @@ from pvi.fit.records import Record, in_order, mean_of
 from pvi.fit.schedule import Schedule
 from pvi.fit.stages import Averages
 
-INTERVAL = 16  # steps on an accelerator between two looks at its numbers
+INTERVAL = 16  # steps between torch's checks, and on an accelerator between looks at its numbers
 
 
 class Training:
@@ -210,10 +210,11 @@ class Training:
         return value
 
     def _checks(self) -> AbstractContextManager[Any]:
-        """Torch's checks of parameters wait for an accelerator: there, only where it is waited for
-        anyway.
+        """Torch's checks of parameters take time, and wait for an accelerator: now and then, and
+        there only where it is waited for anyway.
         """
-        return nullcontext() if self._careful else pyro.validation_enabled(False)
+        often = self.step < INTERVAL or self.step % INTERVAL == 0
+        return nullcontext() if often and self._careful else pyro.validation_enabled(False)
 
     @property
     def _careful(self) -> bool:
@@ -277,7 +278,7 @@ class Training:
         Args:
             count: how many.
             columns: what they have recorded.
-            means: the average of each parameter over them.
+            means: the averages of the parameters with them.
             begun: by the clock.
         """
         lr = [
