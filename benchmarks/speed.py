@@ -5,8 +5,8 @@ each cell is the median over the turns. Minibatches are drawn by each side itsel
 the first fit (or step) needs more than the uncompiled one, with empty caches; "warm" the same with
 the caches of an earlier process; the break-even is compile / (eager step - compiled step).
 
-With `--numpyro PYTHON`, an interpreter that has numpyro and jax, its steps are measured in a process
-of that. On a machine with CUDA the table is made for the GPU as well.
+With `--numpyro PYTHON`, an interpreter that has numpyro and jax, its steps are measured in a
+process of that. On a machine with CUDA the table is made for the GPU as well.
 """
 
 import argparse
@@ -129,7 +129,9 @@ def compare(
         tables["compile"].append([name, *compiling(runs, step)])
         tables["checks"] += checks(name, problem, runs, step)
         torch.compiler.reset()
-        print("   us:", *(f"{w} {c:.4g};" for w, c in zip(WAYS, cells, strict=True) if c), flush=True)
+        print(
+            "   us:", *(f"{w} {c:.4g};" for w, c in zip(WAYS, cells, strict=True) if c), flush=True
+        )
     versions = child.hello if child else {}
     setting = {"repeats": options.repeats, "seconds": options.seconds, "compile": options.compile}
     more = {"numpyro": versions, "setting": setting, f"{device} raw seconds": raw}
@@ -137,7 +139,9 @@ def compare(
     for key, rows in tables.items():
         title = "us a step" if key == "steps" else key
         print(f"{device}: {title}")
-        used = [j for j in range(len(headers[key])) if j == 0 or any(r[j] is not None for r in rows)]
+        used = [
+            j for j in range(len(headers[key])) if j == 0 or any(r[j] is not None for r in rows)
+        ]
         header = [headers[key][j] for j in used]
         shown = [[row[j] for j in used] for row in rows]
         report("speed", header, shown, options.results, key=f"{device} {key}", more=more)

@@ -112,7 +112,11 @@ def prodlda(problem: Problem, device: str) -> tuple[list[Tensor], Loss]:
     def loss(y: Tensor) -> Tensor:
         loc, scale = documents(y)
         z = loc + scale * torch.randn_like(scale)
-        fit = (y * topics(z.softmax(-1)).log_softmax(-1)).sum() - torch.lgamma(y + 1).sum() + len(y) * constant
+        fit = (
+            (y * topics(z.softmax(-1)).log_softmax(-1)).sum()
+            - torch.lgamma(y + 1).sum()
+            + len(y) * constant
+        )
         return _kl(loc, scale) - fit
 
     return [*documents.parameters(), *topics.parameters()], loss

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """NumPyro's side of the benchmarks, in an interpreter that has it: imports numpyro and jax only.
 
 Reads one request a line from standard input, as JSON, and answers each with a line of JSON. Run it
@@ -182,7 +183,7 @@ class Run:
             "iwae": partial(RenyiELBO, 0.0, particles),
         }
         optimizer = numpyro.optim.Adam(spec["rate"])
-        self.guide = program
+        self.guide: Any = program
         self.svi = SVI(model, program, optimizer, losses[spec["bound"]]())
         self.way, self.order = way, np.random.default_rng(0)
         first = jnp.arange(self.batch) if self.batch else None
@@ -202,7 +203,7 @@ class Run:
         body = lambda s, r: self._step(s, data, r)  # noqa: E731
         return jax.lax.scan(body, state, rows, length)
 
-    def _next(self) -> np.ndarray | None:
+    def _next(self) -> Any:
         """The next batch of shuffled rows."""
         if not self.batch:
             return None
@@ -214,12 +215,14 @@ class Run:
 
     def advance(self, steps: int) -> float:
         """Seconds that so many steps take."""
-        begun = time.perf_counter()
+        begun, loss = time.perf_counter(), jnp.nan
         if self.way == "jit":
             for _ in range(steps):
                 self.state, loss = self.step(self.state, self.data, self._next())
         else:
-            rows = jnp.asarray(np.stack([self._next() for _ in range(steps)])) if self.batch else None
+            rows = (
+                jnp.asarray(np.stack([self._next() for _ in range(steps)])) if self.batch else None
+            )
             self.state, losses = self.scan(self.state, self.data, rows, steps)
             loss = losses[-20:].mean()
         self.loss = float(loss)

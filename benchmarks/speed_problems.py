@@ -1,4 +1,4 @@
-"""The problems of `benchmarks.speed`: data from seeds, and Pyro programs that all torch sides share.
+"""The problems of `benchmarks.speed`: data from seeds, and Pyro programs for pvi and Pyro.
 
 Minibatches are of rows that all have latents of their own, so that the scale of the data, which
 Adam would not notice, is left out of the models.

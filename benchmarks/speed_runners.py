@@ -1,4 +1,4 @@
-"""The contenders of `benchmarks.speed`: each runs a problem for a while and says what a step took."""
+"""The contenders of `benchmarks.speed`: each runs a problem for a while and times its steps."""
 
 import json
 import os
@@ -6,23 +6,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyro
 import torch
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoNormal
+from pyro.optim.pytorch_optimizers import Adam  # type: ignore
 
 import pvi
 from benchmarks.speed_hand import by_hand
 from benchmarks.speed_problems import Problem, batches
-from pvi.guides import FullRank, MeanField
+from pvi.guides import MeanField
 
 FLAGS = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-LEAST = 240  # steps of a short fit
+LEAST = {False: 240, True: 60}  # steps of a short fit: of small models, of networks
 CHUNK = 16  # steps between two looks at the clock
 
 
@@ -42,9 +44,9 @@ class Pvi:
         self, problem: Problem, compile: bool | str, device: str = "cpu", guide: Any = MeanField
     ):
         self.problem, self.compile_, self.device, self.guide = problem, compile, device, guide
+        self.least = LEAST[bool(problem.sizes)]
         self.notes: list[str] = []
         self.walls: list[tuple[int, float]] = []
-        self.each: float | None = None
         self.loss = float("nan")
         self.cold = self.warm = 0.0
 
@@ -70,23 +72,23 @@ class Pvi:
         return time.perf_counter() - begun, fit
 
     def prepare(self) -> None:
-        self.cold, _ = self._timed(LEAST)
-        self._timed(LEAST)
+        self.cold, _ = self._timed(self.least)
+        self._timed(self.least)
 
     def burst(self, seconds: float) -> float:
-        each = self.each or 1e-3
-        _, found = self._timed(LEAST)
-        steps = int(min(max(seconds / min(each, found), 2 * LEAST), 200_000))
+        """A short fit, and a long one of about so many seconds of steps."""
+        _, each = self._timed(self.least)
+        steps = int(min(max(seconds / each, 2 * self.least), 200_000))
         return self._timed(steps)[1]
 
     def _timed(self, steps: int) -> tuple[float, float]:
         """Wall clock of a fit, and seconds of a step in its second half."""
         wall, fit = self.fit(steps)
         self.walls.append((steps, wall))
-        self.each = float(fit.history["seconds"][steps // 2 :].mean())
+        each = float(fit.history["seconds"][steps // 2 :].mean())
         loss = -float(np.mean(fit.history["bound"][-CHUNK:]))
         self.notes, self.loss = list(fit.notes), loss * self._share()
-        return wall, self.each
+        return wall, each
 
     def _share(self) -> float:
         """pvi's bounds are those of all rows."""
@@ -95,16 +97,16 @@ class Pvi:
 
     def by_wall(self) -> float | None:
         """Seconds of a step by the wall clock of whole fits, long against short."""
-        short = [wall for steps, wall in self.walls[2:] if steps == LEAST]
-        long = [(steps, wall) for steps, wall in self.walls[2:] if steps > LEAST]
+        short = [wall for steps, wall in self.walls[2:] if steps == self.least]
+        long = [(steps, wall) for steps, wall in self.walls[2:] if steps > self.least]
         if not short or not long:
             return None
         base = float(np.median(short))
-        return float(np.median([(wall - base) / (steps - LEAST) for steps, wall in long]))
+        return float(np.median([(wall - base) / (steps - self.least) for steps, wall in long]))
 
     def start(self) -> float:
         """Seconds of a warm fit that are not its steps: set-up and compilation."""
-        walls = [wall for steps, wall in self.walls[2:] if steps == LEAST]
+        walls = [wall for steps, wall in self.walls[2:] if steps == self.least]
         return float(np.median(walls)) if walls else float("nan")
 
 
@@ -124,29 +126,30 @@ class Pyro:
         k = problem.particles
         options = {"num_particles": k, "vectorize_particles": k > 1, "max_plate_nesting": 1}
         if problem.bound == "iwae":
-            loss = RenyiELBO(0.0, **options)
+            loss = RenyiELBO(0, **options)
         else:
             kind = TraceMeanField_ELBO if problem.bound == "kl" else Trace_ELBO
             loss = kind(**options)
-        self.svi = SVI(model, made, pyro.optim.Adam({"lr": problem.rate}), loss)
+        self.svi = SVI(model, made, Adam({"lr": problem.rate}), loss)
         self.batches = batches(problem.tensors(device), problem.batch)
 
     def prepare(self) -> None:
         self.burst(0.0)
 
     def burst(self, seconds: float) -> float:
-        device = contextless(self.device)
-        with pyro.get_param_store().scope(self.store) as self.store, device:
-            with pyro.validation_enabled(self.validation):
-                return timed(self.step, seconds, self.device)
+        with self.here():
+            return timed(self.step, seconds, self.device)
+
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        """Its own parameters, device and validation."""
+        store, device = pyro.get_param_store(), torch.device(self.device)
+        checks = pyro.validation_enabled(self.validation)
+        with store.scope(self.store) as self.store, device, checks:
+            yield
 
     def step(self) -> None:
-        self.loss = self.svi.step(*next(self.batches))
-
-
-def contextless(device: str) -> Any:
-    """Where tensors are made that a program makes itself."""
-    return torch.device(device)
+        self.loss = cast(float, self.svi.step(*next(self.batches)))
 
 
 def timed(step: Callable[[], Any], seconds: float, device: str) -> float:
@@ -221,9 +224,7 @@ class Hand:
     @property
     def loss(self) -> float:
         with torch.no_grad():
-            return float(
-                np.mean([float(self.function(*next(self.batches))) for _ in range(CHUNK)])
-            )
+            return float(np.mean([float(self.function(*next(self.batches))) for _ in range(CHUNK)]))
 
 
 class Child:

@@ -1,0 +1,232 @@
+"""Wall clock to a finished fit, compilation included: pvi, Pyro and NumPyro.
+
+Radon with a normal of full rank: `pvi.fit` with its defaults, which ends by itself, beside
+`AutoMultivariateNormal` with Adam at 0.01, of Pyro and NumPyro, which are stopped at the first
+multiple of 500 steps where all 90 means are within 0.1 reference sds, at the latest after 20,000
+steps. Their means are those of 20,000 draws, taken while the clock is stopped. The reference is
+Stan's with `--data`, the folder of the data sets; else that of 10,000 draws of NumPyro's NUTS on
+made-up data. (Sds are left out: no normal comes near them all.)
+
+A VAE 64-128-8 on scikit-learn's digits, all with the same number of epochs in batches of 128; the
+bounds in nats for a digit are the mean over the batches of the last epoch.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.infer.autoguide import AutoMultivariateNormal
+from torch import Tensor
+
+import pvi
+from benchmarks.common import parser, report
+from benchmarks.posteriors import radon_noncentered, radon_parameters
+from benchmarks.speed_problems import Problem, fixed, radon_data, read, vae
+from benchmarks.speed_runners import Child, Hand, Pvi, Pyro, start_child
+from pvi.guides import FullRank
+
+STEPS, EVERY, DRAWS, WITHIN = 20_000, 500, 20_000, 0.1
+HEADER = ["problem", "contender", "s", "steps", "mean error", "bound", "end"]
+SIZES = {"data": 64, "hidden": 128, "latents": 8}
+Means = dict[str, float]
+Way = Iterator[tuple[float, int, Means]]  # seconds so far, steps so far, means
+
+
+def digits() -> Problem:
+    from sklearn.datasets import load_digits
+
+    y = (np.asarray(load_digits(return_X_y=True)[0]) > 7).astype(np.float32)
+    return Problem({"y": y}, partial(vae, **SIZES), "kl", 128, 1, 1e-3, SIZES, "vae")
+
+
+def flat(means: Mapping[str, Any]) -> Means:
+    """NumPyro's means by the names of the reference."""
+    found: Means = {}
+    for name, value in means.items():
+        rows = np.atleast_1d(value)
+        keys = [f"{name}[{j + 1}]" for j in range(len(rows))] if np.ndim(value) else [name]
+        found |= dict(zip(keys, map(float, rows), strict=True))
+    return found
+
+
+def of_draws(draws: dict[str, Tensor]) -> Means:
+    return {k: float(v.double().mean()) for k, v in radon_parameters(draws).items()}
+
+
+def with_pvi(problem: Problem, compile: bool, seed: int) -> Way:
+    begun = time.perf_counter()
+    fit = pvi.fit(
+        radon_noncentered,
+        FullRank,
+        problem.tensors(),
+        compile=compile,
+        seed=seed,
+        progress=False,
+    )
+    spent = time.perf_counter() - begun
+    yield spent, len(fit.history), of_draws(fit.posterior.sample(DRAWS, seed=seed + 1))
+
+
+def with_pyro(problem: Problem, validation: bool, seed: int) -> Way:
+    begun = time.perf_counter()
+    torch.manual_seed(seed)
+    run = Pyro(problem, validation, guide=AutoMultivariateNormal)
+    spent = time.perf_counter() - begun
+    for steps in range(EVERY, STEPS + 1, EVERY):
+        begun = time.perf_counter()
+        with run.here():
+            for _ in range(EVERY):
+                run.step()
+            spent += time.perf_counter() - begun
+            posterior = pvi.from_svi(run.svi, args=problem.tensors())
+        yield spent, steps, of_draws(posterior.sample(DRAWS, seed=seed + 1))
+
+
+def with_numpyro(child: Child, way: str) -> Way:
+    spent = 0.0
+    for steps in range(EVERY, STEPS + 1, EVERY):
+        ask: dict[str, Any] = {"name": "radon", "way": way, "guide": "full_rank"}
+        found = child.ask(kind="advance", steps=EVERY, draws=DRAWS, **ask)
+        spent += found["seconds"]
+        yield spent, steps, flat(found["means"])
+
+
+def until_near(way: Way, means: Means, sds: Means) -> list[Any]:
+    """Seconds, steps and the largest error of a mean where it first is small, or at the end."""
+    cells: list[Any] = []
+    for seconds, steps, now in way:
+        error = max(abs(now[name] - means[name]) / sds[name] for name in means)
+        cells = [seconds, steps, error]
+        if error < WITHIN:
+            break
+    return cells
+
+
+def radon(options: argparse.Namespace, child: Child | None, problem: Problem) -> list[list[Any]]:
+    if options.data:
+        reference = read(options.data)["reference"]
+        means = {k: v["mean"] for k, v in reference.items()}
+        sds = {k: v["sd"] for k, v in reference.items()}
+    elif child is not None:
+        found = child.ask(kind="nuts", name="radon")
+        means, sds = flat(found["means"]), flat(found["sds"])
+    else:
+        print("radon is left out: its reference needs --data or --numpyro", flush=True)
+        return []
+    seed = options.seed
+    ways: dict[str, Callable[[], Way]] = {
+        "pvi, defaults": lambda: with_pvi(problem, False, seed),
+        "pvi, compile=True": lambda: with_pvi(problem, True, seed),
+        "Pyro": lambda: with_pyro(problem, True, seed),
+        "Pyro, no validation": lambda: with_pyro(problem, False, seed),
+    }
+    if child is not None:
+        ways["NumPyro jit"] = lambda: with_numpyro(child, "jit")
+        ways["NumPyro scan"] = lambda: with_numpyro(child, "scan")
+    rows = []
+    for name, way in ways.items():
+        cells = until_near(way(), means, sds)
+        end = "within 0.1 sd" if cells[2] < WITHIN else "not within 0.1 sd"
+        rows.append(["radon, full rank", name, *cells, None, end])
+        print(rows[-1], flush=True)
+    return rows
+
+
+def vae_on_digits(
+    options: argparse.Namespace, child: Child | None, problem: Problem
+) -> list[list[Any]]:
+    epochs, size = options.epochs, len(problem.data["y"])
+    per = -(-size // problem.batch)
+    steps = epochs * per
+    rows: list[list[Any]] = []
+
+    def add(name: str, seconds: float, bound: float, taken: int = steps, end: str = "") -> None:
+        rows.append(["VAE on digits", name, seconds, taken, None, bound, end])
+        print(rows[-1], flush=True)
+
+    for name, compile in {"pvi eager": False, "pvi compiled": True}.items():
+        run = Pvi(problem, compile)
+        seconds, fit = run.fit(steps, options.seed)
+        bound = float(fit.history["bound"][-per:].mean()) / size
+        add(name, seconds, bound, end="; ".join(fit.notes))
+    makers: dict[str, Callable[[], Pyro | Hand]] = {
+        "Pyro": lambda: Pyro(problem, True),
+        "Pyro, no validation": lambda: Pyro(problem, False),
+        "by hand": lambda: Hand(problem),
+        "by hand, compiled": lambda: Hand(problem, "dynamic"),
+    }
+    for name, make in makers.items():
+        begun = time.perf_counter()
+        torch.manual_seed(options.seed)
+        bounds = trained(make(), steps)
+        spent = time.perf_counter() - begun
+        add(name, spent, -float(np.sum(bounds[-per:])) / size)
+    for way in ("jit", "scan"):
+        if child is None:
+            break
+        seconds = loss = 0.0
+        full = size // problem.batch  # NumPyro's side drops the odd rows, for shapes stay
+        for _ in range(epochs):
+            found = child.ask(kind="advance", name="digits", way=way, steps=full)
+            seconds, loss = seconds + found["seconds"], found["loss"]
+        add(f"NumPyro {way}", seconds, -loss / problem.batch, epochs * full, "full batches only")
+    return rows
+
+
+def trained(run: Pyro | Hand, steps: int) -> list[float]:
+    """Losses of so many steps, each as a number only at the end where there is a choice."""
+    if isinstance(run, Pyro):
+        losses = []
+        with run.here():
+            for _ in range(steps):
+                run.step()
+                losses.append(run.loss)
+        return losses
+    losses = []
+    if run.way != "eager":
+        run.function = torch.compile(run.function)
+    for _ in range(steps):
+        run.adam.zero_grad()
+        loss = run.function(*next(run.batches))
+        loss.backward()
+        run.adam.step()
+        losses.append(loss.detach())
+    return torch.stack(losses).tolist()
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--data", type=Path, help="folder with the data sets")
+    arguments.add_argument("--numpyro", help="an interpreter that has numpyro and jax")
+    arguments.add_argument("--epochs", type=int, default=100, help="of the digits")
+    arguments.add_argument("--only", choices=["radon", "digits"], help="by default both")
+    options = arguments.parse_args()
+    torch.set_num_threads(1)
+    radon_problem = Problem(radon_data(options.data), fixed(radon_noncentered), like="radon")
+    problems = {"radon": radon_problem, "digits": digits()}
+    child = start_child(options.numpyro, problems)
+    rows: list[list[Any]] = []
+    try:
+        if options.only != "digits":
+            rows += radon(options, child, radon_problem)
+        if options.only != "radon":
+            rows += vae_on_digits(options, child, problems["digits"])
+    finally:
+        if child is not None:
+            child.close()
+    data = "the published ones" if options.data else "made up"
+    more = {"epochs": options.epochs, "radon's data": data}
+    report("wall", HEADER, rows, options.results, more=more)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as caches:  # so that compilation is cold
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = caches
+        main()
