@@ -155,7 +155,7 @@ def main() -> None:
     arguments.add_argument("--quick", action="store_true", help="2 turns of 0.3 s")
     arguments.add_argument("--numpyro", help="an interpreter that has numpyro and jax")
     arguments.add_argument("--data", type=Path, help="folder with the data sets, for radon's own")
-    arguments.add_argument("--compile", default=True, help="of pvi.fit; by default True")
+    arguments.add_argument("--compile", default=True, help="of the compiled pvi.fit (True)")
     arguments.add_argument("--device", choices=["cpu", "cuda"], help="by default all there are")
     options = arguments.parse_args()
     if options.quick:

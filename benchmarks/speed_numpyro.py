@@ -28,6 +28,7 @@ import numpyro.distributions as dist  # noqa: E402
 from jax import random  # noqa: E402
 from numpyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO  # noqa: E402
 from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal  # noqa: E402
+from numpyro.primitives import mutable  # noqa: E402
 
 WORDS = 100
 
@@ -119,7 +120,7 @@ def norm(name, x):
     """Batch normalisation, with its running statistics."""
     size = x.shape[-1]
     w, b = numpyro.param(f"{name}.w", jnp.ones(size)), numpyro.param(f"{name}.b", jnp.zeros(size))
-    running = numpyro.mutable(name, {"mean": jnp.zeros(size), "var": jnp.ones(size)})
+    running = mutable(name, {"mean": jnp.zeros(size), "var": jnp.ones(size)})
     mean, var = x.mean(0), x.var(0)
     running["mean"] = 0.9 * running["mean"] + 0.1 * jax.lax.stop_gradient(mean)
     unbiased = jax.lax.stop_gradient(var) * (len(x) / (len(x) - 1))
