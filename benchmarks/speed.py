@@ -93,8 +93,10 @@ def compiling(runs: dict[str, Any], step: Mapping[str, float]) -> list[float | N
     cells: list[float | None] = [None] * 4
     if EAGER in step and COMPILED in step:
         eager, compiled = runs[EAGER], runs[COMPILED]
-        cold, warm = compiled.cold - eager.cold, compiled.start() - eager.start()
         gain = step[EAGER] - step[COMPILED]
+        saved = compiled.least * gain  # by the steps of these fits
+        cold = compiled.cold - eager.cold + saved
+        warm = compiled.start() - eager.start() + saved
         won = [s / gain if gain > 0 else None for s in (cold, warm)]
         cells = [cold, warm, *won]
     return [*cells, *(runs[n].cold if n in step else None for n in (HAND_COMPILED, JIT, SCAN))]

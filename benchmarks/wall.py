@@ -12,10 +12,12 @@ bounds in nats for a digit are the mean over the batches of the last epoch.
 """
 
 import argparse
+import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from pvi.guides import FullRank
 
 STEPS, EVERY, DRAWS, WITHIN = 20_000, 500, 20_000, 0.1
 HEADER = ["problem", "contender", "s", "steps", "mean error", "bound", "end"]
+TORCH = ("pvi eager", "pvi compiled", "Pyro", "Pyro, no validation", "by hand", "by hand, compiled")
 SIZES = {"data": 64, "hidden": 128, "latents": 8}
 Means = dict[str, float]
 Way = Iterator[tuple[float, int, Means]]  # seconds so far, steps so far, means
@@ -44,6 +47,10 @@ def digits() -> Problem:
 
     y = (np.asarray(load_digits(return_X_y=True)[0]) > 7).astype(np.float32)
     return Problem({"y": y}, partial(vae, **SIZES), "kl", 128, 1, 1e-3, SIZES, "vae")
+
+
+def radon_problem(folder: Path | None) -> Problem:
+    return Problem(radon_data(folder), fixed(radon_noncentered), like="radon")
 
 
 def flat(means: Mapping[str, Any]) -> Means:
@@ -109,7 +116,20 @@ def until_near(way: Way, means: Means, sds: Means) -> list[Any]:
     return cells
 
 
-def radon(options: argparse.Namespace, child: Child | None, problem: Problem) -> list[list[Any]]:
+def torch_radon(name: str, folder: Path | None, seed: int, means: Means, sds: Means) -> list[Any]:
+    """One contender on radon, in this process."""
+    torch.set_num_threads(1)
+    problem = radon_problem(folder)
+    ways: dict[str, Callable[[], Way]] = {
+        "pvi, defaults": lambda: with_pvi(problem, False, seed),
+        "pvi, compile=True": lambda: with_pvi(problem, True, seed),
+        "Pyro": lambda: with_pyro(problem, True, seed),
+        "Pyro, no validation": lambda: with_pyro(problem, False, seed),
+    }
+    return until_near(ways[name](), means, sds)
+
+
+def radon(options: argparse.Namespace, child: Child | None) -> list[list[Any]]:
     if options.data:
         reference = read(options.data)["reference"]
         means = {k: v["mean"] for k, v in reference.items()}
@@ -120,68 +140,75 @@ def radon(options: argparse.Namespace, child: Child | None, problem: Problem) ->
     else:
         print("radon is left out: its reference needs --data or --numpyro", flush=True)
         return []
-    seed = options.seed
-    ways: dict[str, Callable[[], Way]] = {
-        "pvi, defaults": lambda: with_pvi(problem, False, seed),
-        "pvi, compile=True": lambda: with_pvi(problem, True, seed),
-        "Pyro": lambda: with_pyro(problem, True, seed),
-        "Pyro, no validation": lambda: with_pyro(problem, False, seed),
-    }
-    if child is not None:
-        ways["NumPyro jit"] = lambda: with_numpyro(child, "jit")
-        ways["NumPyro scan"] = lambda: with_numpyro(child, "scan")
     rows = []
-    for name, way in ways.items():
-        cells = until_near(way(), means, sds)
+
+    def add(name: str, cells: list[Any]) -> None:
         end = "within 0.1 sd" if cells[2] < WITHIN else "not within 0.1 sd"
         rows.append(["radon, full rank", name, *cells, None, end])
         print(rows[-1], flush=True)
+
+    for name in ("pvi, defaults", "pvi, compile=True", "Pyro", "Pyro, no validation"):
+        add(name, alone(torch_radon, name, options.data, options.seed, means, sds))
+    for way in ("jit", "scan"):
+        if child is not None:
+            add(f"NumPyro {way}", until_near(with_numpyro(child, way), means, sds))
     return rows
+
+
+def torch_digits(name: str, epochs: int, seed: int) -> list[Any]:
+    """One contender on the digits, in this process."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    problem = digits()
+    size = len(problem.data["y"])
+    per = -(-size // problem.batch)
+    steps = epochs * per
+    if name.startswith("pvi"):
+        seconds, fit = Pvi(problem, name == "pvi compiled").fit(steps, seed)
+        bound = float(fit.history["bound"][-per:].mean()) / size
+        return ["VAE on digits", name, seconds, steps, None, bound, "; ".join(fit.notes)]
+    makers: dict[str, Callable[[], Pyro | Hand]] = {
+        "Pyro": lambda: Pyro(problem, True),
+        "Pyro, no validation": lambda: Pyro(problem, False),
+        "by hand": lambda: Hand(problem),
+        "by hand, compiled": lambda: Hand(problem, "compiled"),
+    }
+    begun = time.perf_counter()
+    losses = trained(makers[name](), steps)
+    seconds = time.perf_counter() - begun
+    return ["VAE on digits", name, seconds, steps, None, -sum(losses[-per:]) / size, ""]
 
 
 def vae_on_digits(
     options: argparse.Namespace, child: Child | None, problem: Problem
 ) -> list[list[Any]]:
-    epochs, size = options.epochs, len(problem.data["y"])
-    per = -(-size // problem.batch)
-    steps = epochs * per
-    rows: list[list[Any]] = []
-
-    def add(name: str, seconds: float, bound: float, taken: int = steps, end: str = "") -> None:
-        rows.append(["VAE on digits", name, seconds, taken, None, bound, end])
+    rows = []
+    for name in TORCH:
+        rows.append(alone(torch_digits, name, options.epochs, options.seed))
         print(rows[-1], flush=True)
-
-    for name, compile in {"pvi eager": False, "pvi compiled": True}.items():
-        run = Pvi(problem, compile)
-        seconds, fit = run.fit(steps, options.seed)
-        bound = float(fit.history["bound"][-per:].mean()) / size
-        add(name, seconds, bound, end="; ".join(fit.notes))
-    makers: dict[str, Callable[[], Pyro | Hand]] = {
-        "Pyro": lambda: Pyro(problem, True),
-        "Pyro, no validation": lambda: Pyro(problem, False),
-        "by hand": lambda: Hand(problem),
-        "by hand, compiled": lambda: Hand(problem, "dynamic"),
-    }
-    for name, make in makers.items():
-        begun = time.perf_counter()
-        torch.manual_seed(options.seed)
-        bounds = trained(make(), steps)
-        spent = time.perf_counter() - begun
-        add(name, spent, -float(np.sum(bounds[-per:])) / size)
+    full = len(problem.data["y"]) // problem.batch
     for way in ("jit", "scan"):
         if child is None:
             break
         seconds = loss = 0.0
-        full = size // problem.batch  # NumPyro's side drops the odd rows, for shapes stay
-        for _ in range(epochs):
+        for _ in range(options.epochs):
             found = child.ask(kind="advance", name="digits", way=way, steps=full)
             seconds, loss = seconds + found["seconds"], found["loss"]
-        add(f"NumPyro {way}", seconds, -loss / problem.batch, epochs * full, "full batches only")
+        bound, end = -loss / problem.batch, "full batches only"  # shapes have to stay
+        steps = options.epochs * full
+        rows.append(["VAE on digits", f"NumPyro {way}", seconds, steps, None, bound, end])
+        print(rows[-1], flush=True)
     return rows
 
 
+def alone(function: Callable[..., list[Any]], *args: Any) -> list[Any]:
+    """A call in a process of its own, so that nobody finds a compiler that another has loaded."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
 def trained(run: Pyro | Hand, steps: int) -> list[float]:
-    """Losses of so many steps, each as a number only at the end where there is a choice."""
+    """Losses of so many steps; those of plain PyTorch become numbers only at the end."""
     if isinstance(run, Pyro):
         losses = []
         with run.here():
@@ -208,14 +235,12 @@ def main() -> None:
     arguments.add_argument("--epochs", type=int, default=100, help="of the digits")
     arguments.add_argument("--only", choices=["radon", "digits"], help="by default both")
     options = arguments.parse_args()
-    torch.set_num_threads(1)
-    radon_problem = Problem(radon_data(options.data), fixed(radon_noncentered), like="radon")
-    problems = {"radon": radon_problem, "digits": digits()}
+    problems = {"radon": radon_problem(options.data), "digits": digits()}
     child = start_child(options.numpyro, problems)
     rows: list[list[Any]] = []
     try:
         if options.only != "digits":
-            rows += radon(options, child, radon_problem)
+            rows += radon(options, child)
         if options.only != "radon":
             rows += vae_on_digits(options, child, problems["digits"])
     finally:

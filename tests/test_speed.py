@@ -1,5 +1,7 @@
 """The contenders of `benchmarks.speed` do the same work: hand-written losses are the programs'."""
 
+from typing import Any
+
 import pyro
 import pytest
 import torch
@@ -28,7 +30,7 @@ def test_densities_by_hand(name: str) -> None:
         for _ in range(2):
             values, parts, jacobians = {}, [], torch.zeros(())
             for site in sites:
-                node = trace.nodes[site]
+                node: Any = trace.nodes[site]
                 u = 0.3 * torch.randn(node["value"].shape)
                 transform = biject_to(node["fn"].support)
                 values[site] = transform(u)
