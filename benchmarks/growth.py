@@ -40,7 +40,7 @@ WAYS = ("pvi eager", "pvi compiled", "Pyro", "NumPyro scan")
 COLORS = dict(zip(WAYS, ("#7aa6c2", "#1f4e79", "#c44e52", "#8c8c8c"), strict=True))
 HEADER = ["grows", "size", "contender", "us a step", "MB", "notes"]
 LAST = 3  # points that an exponent is told from
-SHORT = 20  # steps of the fits that only tell how long the next one may be
+SHORT = 30  # steps of the fits that only tell how long the next one may be
 
 
 def normals(y: Tensor) -> None:

@@ -24,7 +24,7 @@ from benchmarks.speed_problems import Problem, batches
 from pvi.guides import MeanField
 
 FLAGS = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-LEAST = {False: 240, True: 60}  # steps of a short fit: of small models, of networks
+LEAST = {False: 240, True: 30}  # steps of a short fit: of small models, of networks
 CHUNK = 16  # steps between two looks at the clock
 
 
@@ -36,7 +36,7 @@ def synchronise(device: str) -> None:
 class Pvi:
     """`pvi.fit` with `steps` given: each burst is a fit of its own.
 
-    A step is the mean of `history["seconds"]` over the second half; as a check, `walls` holds the
+    A step is `typical` of `history["seconds"]` over the second half; as a check, `walls` holds the
     steps and the wall clock of whole fits.
     """
 
@@ -85,7 +85,7 @@ class Pvi:
         """Wall clock of a fit, and seconds of a step in its second half."""
         wall, fit = self.fit(steps)
         self.walls.append((steps, wall))
-        each = float(fit.history["seconds"][steps // 2 :].mean())
+        each = typical(fit.history["seconds"][steps // 2 :])
         loss = -float(np.mean(fit.history["bound"][-CHUNK:]))
         self.notes, self.loss = list(fit.notes), loss * self._share()
         return wall, each
@@ -108,6 +108,11 @@ class Pvi:
         """Seconds of a warm fit that are not its steps: set-up and compilation."""
         walls = [wall for steps, wall in self.walls[2:] if steps == self.least]
         return float(np.median(walls)) if walls else float("nan")
+
+
+def typical(seconds: np.ndarray, parts: int = 10) -> float:
+    """The median of the means of ten stretches: a compiled fit now and then checks a step."""
+    return float(np.median([part.mean() for part in np.array_split(seconds, parts)]))
 
 
 class Pyro:
