@@ -1,9 +1,11 @@
 """Seconds of a step: pvi, Pyro, PyTorch by hand and NumPyro side by side.
 
-The same model, guide, draws and Adam on all sides, on one thread. The contenders take turns, and
-each cell is the median over the turns. Minibatches are drawn by each side itself. "compile" is what
-the first fit (or step) needs more than the uncompiled one, with empty caches; "warm" the same with
-the caches of an earlier process; the break-even is compile / (eager step - compiled step).
+The same model, guide, draws and Adam on all sides, on one thread (pvi's rate falls along a cosine).
+The contenders take turns, and each cell is the median over the turns. Minibatches are drawn by each
+side itself. Compile seconds are what the first fit (or step) needs more than the uncompiled one, with
+empty caches; "warm" is the same in later fits of this process. Break-even: the steps after which
+they are won back, compile / (eager step - compiled step). Losses of a row, after the last turn, show
+whether all do the same work; they have done different numbers of steps by then.
 
 With `--numpyro PYTHON`, an interpreter that has numpyro and jax, its steps are measured in a
 process of that. On a machine with CUDA the table is made for the GPU as well.
