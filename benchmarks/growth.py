@@ -1,7 +1,7 @@
 """How the cost of a step grows: with rows N, draws K and latents D.
 
-Each point is a process of its own: the median step, and the most memory less that of the same
-process after a small problem of the kind (libraries, compilers). N and K: hierarchical logistic
+Each point is a process of its own: the median step, and the most memory, with the data, less that of
+the same process after a small problem of the kind (libraries, compilers). N and K: hierarchical logistic
 regression, all rows in a step. D: independent observations of D latents, `MeanField`, and with all
 correlations `FullRank`. The exponents are slopes of the logarithms over the last three points.
 """
@@ -12,8 +12,8 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +26,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 from benchmarks.common import parser, report
-from benchmarks.speed_problems import Problem, fixed, logistic, logistic_data
+from benchmarks.speed_problems import Arrays, Problem, fixed, logistic, logistic_data
 from benchmarks.speed_runners import Child, Pvi, Pyro
 from pvi.guides import FullRank, MeanField
 
@@ -49,14 +49,14 @@ def normals(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 
-def make(grows: str, size: int) -> Problem:
-    """The problem of one point."""
+def make(grows: str, size: int, data: Arrays | None = None) -> Problem:
+    """The problem of one point, on new data or given ones."""
+    particles = size if grows == "draws K" else 1
     if grows.startswith("latents"):
         y = np.random.default_rng(0).normal(size=size).astype(np.float32)
-        return Problem({"y": y}, fixed(normals), like="normals")
-    rows = size if grows == "rows N" else 500
-    problem = Problem(logistic_data(rows), fixed(logistic), like="logistic")
-    return replace(problem, particles=size) if grows == "draws K" else problem
+        return Problem(data or {"y": y}, fixed(normals), like="normals")
+    data = data or logistic_data(size if grows == "rows N" else 500)
+    return Problem(data, fixed(logistic), particles=particles, like="logistic")
 
 
 def peak() -> float:
@@ -71,16 +71,18 @@ def contender(grows: str, way: str, problem: Problem) -> Pvi | Pyro:
     return Pvi(problem, way == "pvi compiled", guide=FullRank if full else MeanField)
 
 
-def point(grows: str, size: int, way: str, seconds: float) -> dict[str, Any]:
-    """One point, in this process."""
+def point(grows: str, size: int, way: str, seconds: float, file: str) -> dict[str, Any]:
+    """One point, in this process; what making the data takes is no part of its memory."""
     torch.set_num_threads(1)
     small = contender(grows, way, make(grows, GRIDS[grows][0]))
     if isinstance(small, Pvi):
         small.fit(SHORT)
     else:
         small.burst(0.05)
-    problem = make(grows, size)
-    run, base = contender(grows, way, problem), peak()
+    base = peak()
+    with np.load(file) as arrays:
+        problem = make(grows, size, dict(arrays))
+    run = contender(grows, way, problem)
     if isinstance(run, Pvi):
         run.least = SHORT
         each = run.burst(seconds)
@@ -93,12 +95,15 @@ def point(grows: str, size: int, way: str, seconds: float) -> dict[str, Any]:
 
 def other_process(grows: str, size: int, way: str, seconds: float) -> dict[str, Any]:
     """The same in a new process; an "error" where it fails."""
-    ask = json.dumps([grows, size, way, seconds])
-    command = [sys.executable, "-m", "benchmarks.growth", "--point", ask]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-    except subprocess.TimeoutExpired:
-        return {"error": "more than 15 minutes"}
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "data.npz")
+        np.savez(file, **make(grows, size).data)  # type: ignore
+        ask = json.dumps([grows, size, way, seconds, file])
+        command = [sys.executable, "-m", "benchmarks.growth", "--point", ask]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+        except subprocess.TimeoutExpired:
+            return {"error": "more than 15 minutes"}
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         said = done.stderr.strip().splitlines()

@@ -2,10 +2,12 @@
 
 The same model, guide, draws and Adam on all sides, on one thread (pvi's rate falls along a cosine).
 The contenders take turns, and each cell is the median over the turns. Minibatches are drawn by each
-side itself. Compile seconds are what the first fit (or step) needs more than the uncompiled one, with
-empty caches; "warm" is the same in later fits of this process. Break-even: the steps after which
-they are won back, compile / (eager step - compiled step). Losses of a row, after the last turn, show
-whether all do the same work; they have done different numbers of steps by then.
+side itself. Compile seconds are what the first fit (or step) needs more than the uncompiled one,
+with empty caches; "warm" is the same in later fits of this process. Break-even: the steps after
+which they are won back, compile / (eager step - compiled step). Losses of a row, after the last
+turn, show whether all do the same work; they have done different numbers of steps by then. The share
+is that of a core which a contender had in its turns: far below 1, the machine was busy with other
+things (or a compiler in another process was).
 
 With `--numpyro PYTHON`, an interpreter that has numpyro and jax, its steps are measured in a
 process of that. On a machine with CUDA the table is made for the GPU as well.
@@ -14,6 +16,8 @@ process of that. On a machine with CUDA the table is made for the GPU as well.
 import argparse
 import os
 import tempfile
+import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
@@ -35,7 +39,7 @@ RATIOS += [f"compiled / {HAND}", f"compiled / {HAND_COMPILED}", f"compiled / {SC
 RATIOS += [f"compiled / {GRAPH}"]
 COMPILE = ["problem", "pvi cold s", "pvi warm s", "break-even steps", "warm break-even"]
 COMPILE += ["by hand cold s", "NumPyro jit s", "NumPyro scan s"]
-CHECKS = ["problem", "contender", "loss of a row", "wall / history", "notes"]
+CHECKS = ["problem", "contender", "loss of a row", "share", "wall / history", "notes"]
 
 
 def contenders(
@@ -57,23 +61,29 @@ def contenders(
     return found
 
 
-def measure(runs: dict[str, Any], repeats: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds of a step of each, in turns; one that fails is left out and says why."""
+def measure(
+    runs: dict[str, Any], repeats: int, seconds: float
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of a step of each, in turns, and shares of a core; one that fails says why."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
+    shares: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 1):
-        for name in list(runs)[turn % len(runs) :] + list(runs)[: turn % len(runs)]:
+        order = deque(runs)
+        order.rotate(turn)
+        for name in order:
             try:
                 if turn == 0:
                     runs[name].prepare()
                 else:
+                    used, begun = time.process_time(), time.perf_counter()
                     taken[name].append(runs[name].burst(seconds))
+                    share = (time.process_time() - used) / (time.perf_counter() - begun)
+                    shares[name].append(getattr(runs[name], "share", share))
             except Exception as error:  # of any of six libraries: the others go on
                 first = str(error).strip().split("\n")[0][:300]
                 print(f"{name} is left out: {type(error).__name__}: {first}", flush=True)
                 del runs[name], taken[name]
-                if not runs:
-                    return {}
-    return taken
+    return taken, shares
 
 
 def over(one: float | None, other: float | None) -> float | None:
@@ -104,14 +114,20 @@ def compiling(runs: dict[str, Any], step: Mapping[str, float]) -> list[float | N
     return [*cells, *(runs[n].cold if n in step else None for n in (HAND_COMPILED, JIT, SCAN))]
 
 
-def checks(name: str, problem: Problem, runs: dict[str, Any], step: Mapping[str, float]) -> list:
+def checks(
+    name: str,
+    problem: Problem,
+    runs: dict[str, Any],
+    step: Mapping[str, float],
+    shares: Mapping[str, list[float]],
+) -> list[list[Any]]:
     """What shows whether all did the same work, and whether the clock is right."""
     rows = []
     for way in step:
         run = runs[way]
         wall = over(run.by_wall(), step[way]) if isinstance(run, Pvi) else None
         notes = "; ".join(run.notes) if isinstance(run, Pvi) else ""
-        rows.append([name, way, run.loss / problem.rows, wall, notes])
+        rows.append([name, way, run.loss / problem.rows, median(shares[way]), wall, notes])
     return rows
 
 
@@ -124,14 +140,14 @@ def compare(
     for name, problem in problems.items():
         print(f"-- {name}, {device}", flush=True)
         runs = contenders(name, problem, child, device, options.compile)
-        taken = measure(runs, options.repeats, options.seconds)
+        taken, shares = measure(runs, options.repeats, options.seconds)
         step = {way: median(times) for way, times in taken.items()}
         raw[name] = taken
         cells = [1e6 * step[way] if way in step else None for way in WAYS]
         tables["steps"].append([name, *cells])
         tables["ratios"].append([name, *ratios(step)])
         tables["compile"].append([name, *compiling(runs, step)])
-        tables["checks"] += checks(name, problem, runs, step)
+        tables["checks"] += checks(name, problem, runs, step, shares)
         torch.compiler.reset()
         print(
             "   us:", *(f"{w} {c:.4g};" for w, c in zip(WAYS, cells, strict=True) if c), flush=True

@@ -244,11 +244,13 @@ class Run:
 
     def burst(self, seconds: float) -> dict[str, float]:
         """Seconds of a step, over about so many of them."""
-        total, steps = 0.0, 0
+        total, steps, used = 0.0, 0, time.process_time()
         while total < seconds:
             total += self.advance(self.chunk)
             steps += self.chunk
-        return {"step": total / steps, "compile": self.compile, "loss": self.loss}
+        share = (time.process_time() - used) / total  # of a core
+        step = total / steps
+        return {"step": step, "compile": self.compile, "loss": self.loss, "share": share}
 
     def means(self, draws: int) -> dict[str, list]:
         """Means of all latents of a normal guide, and of radon's counties."""

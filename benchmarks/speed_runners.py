@@ -292,12 +292,12 @@ class NumPyro:
 
     def __init__(self, child: Child, name: str, way: str):
         self.child, self.name, self.way = child, name, way
-        self.cold = self.loss = 0.0
+        self.cold = self.loss = self.share = 0.0
 
     def prepare(self) -> None:
         self.burst(0.01)
 
     def burst(self, seconds: float) -> float:
         found = self.child.ask(kind="burst", name=self.name, way=self.way, seconds=seconds)
-        self.cold, self.loss = found["compile"], found["loss"]
+        self.cold, self.loss, self.share = found["compile"], found["loss"], found["share"]
         return found["step"]
