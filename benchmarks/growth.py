@@ -1,9 +1,10 @@
 """How the cost of a step grows: with rows N, draws K and latents D.
 
-Each point is a process of its own: the median step, and the most memory, with the data, less that of
-the same process after a small problem of the kind (libraries, compilers). N and K: hierarchical logistic
-regression, all rows in a step. D: independent observations of D latents, `MeanField`, and with all
-correlations `FullRank`. The exponents are slopes of the logarithms over the last three points.
+Each point is a process of its own: the median step, and the most memory, with the data, less that
+of the same process after a small problem of the kind (libraries, compilers). N and K: hierarchical
+logistic regression, all rows in a step. D: independent observations of D latents, `MeanField`, and
+with all correlations `FullRank`. The exponents are slopes of the logarithms over the last three
+points.
 """
 
 import json

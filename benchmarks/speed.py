@@ -5,9 +5,9 @@ The contenders take turns, and each cell is the median over the turns. Minibatch
 side itself. Compile seconds are what the first fit (or step) needs more than the uncompiled one,
 with empty caches; "warm" is the same in later fits of this process. Break-even: the steps after
 which they are won back, compile / (eager step - compiled step). Losses of a row, after the last
-turn, show whether all do the same work; they have done different numbers of steps by then. The share
-is that of a core which a contender had in its turns: far below 1, the machine was busy with other
-things (or a compiler in another process was).
+turn, show whether all do the same work; they have done different numbers of steps by then. The
+share is that of a core which a contender had in its turns: far below 1, the machine was busy with
+other things (or a compiler in another process was).
 
 With `--numpyro PYTHON`, an interpreter that has numpyro and jax, its steps are measured in a
 process of that. On a machine with CUDA the table is made for the GPU as well.

@@ -35,7 +35,7 @@ from benchmarks.speed_problems import Problem, fixed, radon_data, read, vae
 from benchmarks.speed_runners import Child, Hand, Pvi, Pyro, start_child
 from pvi.guides import FullRank
 
-STEPS, EVERY, DRAWS, WITHIN = 20_000, 500, 20_000, 0.1
+EVERY, DRAWS, WITHIN = 500, 20_000, 0.1
 HEADER = ["problem", "contender", "s", "steps", "mean error", "bound", "end"]
 TORCH = ("pvi eager", "pvi compiled", "Pyro", "Pyro, no validation", "by hand", "by hand, compiled")
 SIZES = {"data": 64, "hidden": 128, "latents": 8}
@@ -82,12 +82,12 @@ def with_pvi(problem: Problem, compile: bool, seed: int) -> Way:
     yield spent, len(fit.history), of_draws(fit.posterior.sample(DRAWS, seed=seed + 1))
 
 
-def with_pyro(problem: Problem, validation: bool, seed: int) -> Way:
+def with_pyro(problem: Problem, validation: bool, seed: int, most: int) -> Way:
     begun = time.perf_counter()
     torch.manual_seed(seed)
     run = Pyro(problem, validation, guide=AutoMultivariateNormal)
     spent = time.perf_counter() - begun
-    for steps in range(EVERY, STEPS + 1, EVERY):
+    for steps in range(EVERY, most + 1, EVERY):
         begun = time.perf_counter()
         with run.here():
             for _ in range(EVERY):
@@ -97,9 +97,9 @@ def with_pyro(problem: Problem, validation: bool, seed: int) -> Way:
         yield spent, steps, of_draws(posterior.sample(DRAWS, seed=seed + 1))
 
 
-def with_numpyro(child: Child, way: str) -> Way:
+def with_numpyro(child: Child, way: str, most: int) -> Way:
     spent = 0.0
-    for steps in range(EVERY, STEPS + 1, EVERY):
+    for steps in range(EVERY, most + 1, EVERY):
         ask: dict[str, Any] = {"name": "radon", "way": way, "guide": "full_rank"}
         found = child.ask(kind="advance", steps=EVERY, draws=DRAWS, **ask)
         spent += found["seconds"]
@@ -117,15 +117,17 @@ def until_near(way: Way, means: Means, sds: Means) -> list[Any]:
     return cells
 
 
-def torch_radon(name: str, folder: Path | None, seed: int, means: Means, sds: Means) -> list[Any]:
+def torch_radon(
+    name: str, folder: Path | None, seed: int, most: int, means: Means, sds: Means
+) -> list[Any]:
     """One contender on radon, in this process."""
     torch.set_num_threads(1)
     problem = radon_problem(folder)
     ways: dict[str, Callable[[], Way]] = {
         "pvi, defaults": lambda: with_pvi(problem, False, seed),
         "pvi, compile=True": lambda: with_pvi(problem, True, seed),
-        "Pyro": lambda: with_pyro(problem, True, seed),
-        "Pyro, no validation": lambda: with_pyro(problem, False, seed),
+        "Pyro": lambda: with_pyro(problem, True, seed, most),
+        "Pyro, no validation": lambda: with_pyro(problem, False, seed, most),
     }
     return until_near(ways[name](), means, sds)
 
@@ -149,10 +151,10 @@ def radon(options: argparse.Namespace, child: Child | None) -> list[list[Any]]:
         print(rows[-1], flush=True)
 
     for name in ("pvi, defaults", "pvi, compile=True", "Pyro", "Pyro, no validation"):
-        add(name, alone(torch_radon, name, options.data, options.seed, means, sds))
+        add(name, alone(torch_radon, name, options.data, options.seed, options.steps, means, sds))
     for way in ("jit", "scan"):
         if child is not None:
-            add(f"NumPyro {way}", until_near(with_numpyro(child, way), means, sds))
+            add(f"NumPyro {way}", until_near(with_numpyro(child, way, options.steps), means, sds))
     return rows
 
 
@@ -233,6 +235,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--data", type=Path, help="folder with the data sets")
     arguments.add_argument("--numpyro", help="an interpreter that has numpyro and jax")
+    arguments.add_argument("--steps", type=int, default=20_000, help="of radon, at most")
     arguments.add_argument("--epochs", type=int, default=100, help="of the digits")
     arguments.add_argument("--only", choices=["radon", "digits"], help="by default both")
     options = arguments.parse_args()
@@ -248,7 +251,7 @@ def main() -> None:
         if child is not None:
             child.close()
     data = "the published ones" if options.data else "made up"
-    more = {"epochs": options.epochs, "radon's data": data}
+    more = {"epochs": options.epochs, "steps": options.steps, "radon's data": data}
     report("wall", HEADER, rows, options.results, more=more)
 
 
