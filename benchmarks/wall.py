@@ -3,9 +3,9 @@
 Radon with a normal of full rank: `pvi.fit` with its defaults, which ends by itself, beside
 `AutoMultivariateNormal` with Adam at 0.01, of Pyro and NumPyro, which are stopped at the first
 multiple of 500 steps where all 90 means are within 0.1 reference sds, at the latest after 20,000
-steps. Their means are those of 20,000 draws, taken while the clock is stopped. The reference is
-Stan's with `--data`, the folder of the data sets; else that of 10,000 draws of NumPyro's NUTS on
-made-up data. (Sds are left out: no normal comes near them all.)
+steps; each from its own default start. Their means are those of 20,000 draws, taken while the clock
+is stopped. The reference is Stan's with `--data`, the folder of the data sets; else that of 10,000
+draws of NumPyro's NUTS on made-up data. (Sds are left out: no normal comes near them all.)
 
 A VAE 64-128-8 on scikit-learn's digits, all with the same number of epochs in batches of 128; the
 bounds in nats for a digit are the mean over the batches of the last epoch. pvi's rate falls along a
