@@ -25,6 +25,9 @@ NAMES = (
     "checkpoints",
     "distributed",
     "big_data",
+    "speed",
+    "growth",
+    "wall",
     *NEEDS_DATA,
 )
 
