@@ -79,6 +79,14 @@ def missing(x: Tensor, y: Tensor) -> None:
         pyro.sample("x", dist.Normal(mu, 1.0), obs=holed)
 
 
+def counts(x: Tensor, y: Tensor) -> None:
+    """Torch's Multinomial writes through a mask."""
+    w = pyro.sample("w", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+    with pyro.plate("rows", len(x)):
+        n = 3.0 * nn.functional.one_hot(x.argmax(-1), D)
+        pyro.sample("n", dist.Multinomial(3, logits=w.unsqueeze(-2) * x), obs=n)
+
+
 class Network(nn.Module):
     """A VAE with BatchNorm and dropout, as model and guide."""
 
@@ -146,6 +154,7 @@ CASES: dict[str, tuple] = {
     "by hand": (regression, by_hand, None),
     "mixture": (mixture, MeanField, pvi.ELBO()),
     "LKJ": (correlated, FullRank, pvi.ELBO()),
+    "counts": (counts, MeanField, pvi.ELBO()),
     "missing": (missing, MeanField, pvi.ELBO(2)),
     "network": (Network, None, pvi.ELBO()),
     "network, path": (Network, None, pvi.ELBO(gradient="path")),

@@ -46,6 +46,7 @@ def functional(
     changed = _drop_unchanged(result, changing)
     _fold(result)
     _index_by_numbers(result)
+    _assign_by_where(result)
     _simplify(result)
     result.graph.eliminate_dead_code()
     _check(result)
@@ -107,6 +108,8 @@ def _simplify(module: fx.GraphModule) -> None:
 
 def _value(node: Any) -> Tensor:
     """What a node had when it was traced."""
+    if node.op == "get_attr":
+        return getattr(node.graph.owning_module, node.target)
     return node.meta["val"]
 
 
@@ -127,11 +130,13 @@ def _fold(module: fx.GraphModule) -> None:
                 new = graph.call_function(
                     aten.full.default, (list(value.shape), value.item()), kind
                 )
+            new.meta["val"] = value
             node.replace_all_uses_with(new)
             graph.erase_node(node)
         elif node.target is aten.lift_fresh_copy.default:
             with graph.inserting_before(node):
                 new = graph.call_function(aten.clone.default, (node.args[0],))
+            new.meta["val"] = node.meta["val"]
             node.replace_all_uses_with(new)
             graph.erase_node(node)
 
@@ -153,6 +158,24 @@ def _index_by_numbers(module: fx.GraphModule) -> None:
                 with module.graph.inserting_before(node):
                     picked.append(module.graph.get_attr(name))
         node.args = (node.args[0], picked, *node.args[2:])
+
+
+def _assign_by_where(module: fx.GraphModule) -> None:
+    """`x[mask] = number` is a choice between the number and `x`."""
+    for node in list(module.graph.nodes):
+        if node.target is not aten.index_put.default or len(node.args) > 3:
+            continue
+        x, places, value = cast(tuple[fx.Node, list, fx.Node], node.args)
+        mask = places[0]
+        if len(places) > 1 or _value(mask).dtype != torch.bool or _value(value).numel() > 1:
+            continue
+        shape = list(_value(mask).shape) + [1] * (_value(x).dim() - _value(mask).dim())
+        with module.graph.inserting_before(node):
+            wide = module.graph.call_function(aten.reshape.default, (mask, shape))
+            one = module.graph.call_function(aten.reshape.default, (value, []))
+            new = module.graph.call_function(aten.where.self, (wide, one, x))
+        node.replace_all_uses_with(new)
+        module.graph.erase_node(node)
 
 
 def _constants(module: fx.GraphModule) -> dict[fx.Node, Tensor]:
