@@ -19,6 +19,13 @@ def pytest_configure(config: pytest.Config) -> None:
         inspect.unwrap(pvi.fit).__kwdefaults__["compile"] = way
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--compile") is not None:
+        for item in items:
+            if "programs" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="is about runs of the programs"))
+
+
 @pytest.fixture
 def isolated() -> Iterator[None]:
     """Double precision, an empty parameter store, seed 0; for `pytest.mark.usefixtures`."""
