@@ -302,6 +302,21 @@ def test_what_auto_chooses() -> None:
     assert ways(None, small=False) == ["", "", "", "graph", "graph", "inductor"]
 
 
+def test_gradients_have_memory_of_their_own() -> None:
+    """The derivative of `(p + q) * x` by `p` is `x` itself, and clipping writes to gradients."""
+
+    def model(x: Tensor, y: Tensor) -> None:
+        p, q = (pyro.param(name, torch.ones(N, D)) for name in "pq")
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(w, 1.0), obs=y[0])
+        pvi.penalty("pull", ((p + q) * x).sum())
+
+    before = X.clone()
+    fits = [fitted(way, model, MeanField, pvi.ELBO(), clip_norm=0.1) for way in (False, "graph")]
+    assert_same(*fits)
+    assert torch.equal(X, before)
+
+
 def test_losses_of_loops_of_ones_own() -> None:
     found = []
     for compiled in (False, True):

@@ -94,8 +94,13 @@ class CompiledSteps:
             return None
         with torch.no_grad():
             leaves = live(known.unit)
+            taken = set(map(_memory, known.unit.inputs(batch, weights)))
             for leaf, grad in zip(leaves, found[1:], strict=False):
-                grad = grad.clone() if share == 1.0 else grad * share
+                if share != 1.0:
+                    grad = grad * share
+                elif _memory(grad) in taken or not grad.is_contiguous():
+                    grad = grad.clone()  # clipping writes to it
+                taken.add(_memory(grad))
                 leaf.grad = grad if leaf.grad is None else leaf.grad + grad
             for buffer, value in zip(buffers(known.unit), found[1 + len(leaves) :], strict=True):
                 buffer.copy_(value)
@@ -259,6 +264,10 @@ def _single(unit: Unit, backend: str) -> Callable[[Batch, Sequence[Tensor]], Seq
         return function(*[x.detach() for x in unit.inputs(batch, weights)])
 
     return gradients
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
 
 
 def _same(one: Batch, other: Batch) -> bool:
