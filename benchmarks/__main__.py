@@ -25,6 +25,7 @@ NAMES = (
     "checkpoints",
     "distributed",
     "big_data",
+    "eager",
     "speed",
     "growth",
     "wall",
