@@ -103,8 +103,9 @@ class Schedule:
         if self._ready is not None:
             return check_optimizer(self._ready, params, ready=True)
         if self._factory is None:
-            floats = all(x.dtype in (torch.float32, torch.float64) for x in named.values())
-            return torch.optim.Adam(self.groups(params, named), betas=(0.9, 0.99), fused=floats)
+            adam = torch.optim.Adam(self.groups(params, named), betas=(0.9, 0.99))
+            adam.register_step_pre_hook(_in_order)
+            return adam
         leaves, rated = list(named.values()), isinstance(self._lr, Mapping)
         made = made_optimizer(
             self._factory, self.groups(params, named) if rated else leaves, leaves
@@ -139,7 +140,7 @@ class Schedule:
         for (pattern, rate), leaves in found.items():
             first: dict[str, Any] = {} if rate is None else {"lr": rate}
             if self._factory is None:
-                first["initial_lr"] = rate
+                first |= {"initial_lr": rate, "fused": _fusable(leaves)}
             groups.append({"params": leaves, **first, **({"name": pattern} if pattern else {})})
         return groups
 
@@ -254,6 +255,23 @@ class Schedule:
             level = self.plateau.converged
             return "" if level else f"the bound was not level yet after {steps} steps"
         return still_rising([-loss for loss in losses if math.isfinite(loss)])
+
+
+def _fusable(leaves: Sequence[Tensor]) -> bool | None:
+    """Whether Adam may update them in one pass (`None` leaves it to torch).
+
+    Torch's goes wrong on gaps between numbers, and keeps its counters elsewhere on a GPU.
+    """
+    floats = all(p.dtype in (torch.float32, torch.float64) for p in leaves)
+    here = all(p.is_contiguous() and p.device.type == "cpu" for p in leaves)
+    return True if floats and here else None
+
+
+def _in_order(adam: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Lay gradients out as their parameters: compiled ones may be transposed."""
+    for p in (p for group in adam.param_groups if group["fused"] for p in group["params"]):
+        if p.grad is not None and not (p.grad.is_sparse or p.grad.is_contiguous()):
+            p.grad = p.grad.contiguous()
 
 
 def _factory(optimizer: Any, lr: Rates) -> Factory:
