@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from pvi.errors import PviError
 from pvi.fit import History
-from pvi.fit.plot import running_mean
-from pvi.plots import arviz_api, plot_bound, plot_forest, plot_images, plot_ppc, scale_groups
-from pvi.report import Section, write_report
+from pvi.fit.plot import plot_bound, running_mean
+from pvi.page import Section, write_report
+from pvi.plots import arviz_api, plot_forest, plot_images, plot_ppc, scale_groups
 
 RNG = np.random.default_rng(0)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pvi.diagnostics.psis import khat_threshold, psis
 from pvi.errors import PviError
+from pvi.posterior.psis import khat_threshold, psis
 
 
 def uniform(num: int, seed: int = 0) -> torch.Tensor:

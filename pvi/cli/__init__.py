@@ -29,8 +29,8 @@ def demo(
     with _clear_errors():
         from pvi.cli import digits, regression
         from pvi.cli.output import one_thread
+        from pvi.page import write_report
         from pvi.plots import check_matplotlib
-        from pvi.report import write_report
 
         check_matplotlib()
         out.mkdir(parents=True, exist_ok=True)
@@ -67,8 +67,8 @@ def fit(
     """Fit your own Pyro program to a file of data, whose columns are its arguments by name."""
     with _clear_errors():
         from pvi.cli import fitting
+        from pvi.page import write_report
         from pvi.plots import check_matplotlib
-        from pvi.report import write_report
 
         check_matplotlib()
         section = fitting.run(

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 import pvi
 from pvi.cli.output import heading, indented, paragraph, save_draws, save_picture
 from pvi.datasets import digits
-from pvi.plots import plot_bound, plot_images
-from pvi.report import Section
+from pvi.fit.plot import plot_bound
+from pvi.page import Section
+from pvi.plots import plot_images
 
 LATENT, HIDDEN, PIXELS, MAX_COUNT = 8, 256, 64, 16
 TRAINING, BATCH = 1500, 100  # images; those that are not for training are held out

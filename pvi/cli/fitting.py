@@ -18,8 +18,8 @@ from pvi.cli.output import (
     summary,
 )
 from pvi.cli.program import load_data, load_program, make_guide, make_objective
-from pvi.plots import plot_bound
-from pvi.report import Section
+from pvi.fit.plot import plot_bound
+from pvi.page import Section
 
 MAX_NUMBERS, MIN_DRAWS = 20_000_000, 10  # in the netCDF file
 

@@ -18,8 +18,9 @@ from pvi.cli.output import (
     summary,
 )
 from pvi.datasets import Table, diabetes
-from pvi.plots import plot_bound, plot_forest
-from pvi.report import Section
+from pvi.fit.plot import plot_bound
+from pvi.page import Section
+from pvi.plots import plot_forest
 
 SITES = ("intercept", "beta", "shrinkage", "sigma", "nu")
 DRAWN = ("intercept", "beta", "shrinkage", "sigma")  # nu is of another order of magnitude

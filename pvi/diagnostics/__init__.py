@@ -2,8 +2,8 @@
 
 from pvi.diagnostics.diagnosis import Diagnosis, diagnose
 from pvi.diagnostics.evidence import Evidence, evidence, posterior_evidence
-from pvi.diagnostics.psis import PSIS, psis
 from pvi.diagnostics.sandwich import Sandwich, posterior_sandwich, sandwich
+from pvi.posterior.psis import PSIS, psis
 
 __all__ = [
     "PSIS",

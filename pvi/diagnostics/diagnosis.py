@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from pvi.diagnostics.psis import khat_threshold, psis
 from pvi.diagnostics.reasons import (
     centred,
     correlated,
@@ -20,6 +19,7 @@ from pvi.diagnostics.reasons import (
 )
 from pvi.diagnostics.table import COLUMNS, MAX_DIM, Row, make_table
 from pvi.errors import DataError
+from pvi.posterior.psis import khat_threshold, psis
 from pvi.text import table as text_table
 
 MAX_SHOWN = 12  # rows printed

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from pvi.diagnostics.psis import PSIS, khat_threshold
 from pvi.diagnostics.table import MAX_DIM, ROUNDING, Row, scalars
+from pvi.posterior.psis import PSIS, khat_threshold
 
 MAX_PAIRED = 200  # scalars whose correlations are compared
 RICHER = "a richer guide (pvi.guides.FullRank for correlations, Flow for curved shapes)"

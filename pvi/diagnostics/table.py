@@ -7,7 +7,7 @@ from itertools import islice, product
 
 import torch
 
-from pvi.diagnostics.psis import PSIS
+from pvi.posterior.psis import PSIS
 
 MAX_DIM = 1000  # scalars: above this, weights over the joint latent space say nothing
 ROUNDING = 1e-10  # an sd below this share of the mean is rounding: the scalar is constant

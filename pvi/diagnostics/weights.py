@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvi.diagnostics.psis import smooth_tail, tail_size
 from pvi.engine.bounds import Scope, split
 from pvi.engine.joint import terms_of
 from pvi.engine.plan import Plan, make_plan
@@ -16,6 +15,7 @@ from pvi.engine.terms import Term, Terms
 from pvi.engine.traces import Program, hidden, prior, run, sample_nodes, subset
 from pvi.errors import ModelError, ObjectiveError
 from pvi.posterior.draws import CHUNK, numbers_in
+from pvi.posterior.psis import smooth_tail, tail_size
 
 Bar = Callable[[Sequence], Iterable]  # goes through items with a progress bar
 

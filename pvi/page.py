@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from html import escape
+from importlib.metadata import version
 from pathlib import Path
 from string import Template
-
-import pvi
 
 BADGES = {"good": "good", "correctable": "fair", "unreliable": "bad"}  # verdict -> CSS class
 
@@ -87,7 +86,7 @@ def write_report(path: Path, title: str, lead: str, sections: Sequence[Section])
         title=escape(title),
         lead=_paragraphs(lead),
         sections="\n".join(map(_section, sections)),
-        version=escape(pvi.__version__),
+        version=escape(version("pvi")),
         date=date.today().isoformat(),
     )
     Path(path).write_text(page, encoding="utf-8")
