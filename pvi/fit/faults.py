@@ -264,3 +264,14 @@ def all_finite(tensors: list[Tensor]) -> bool:
     kinds = {(x.device, x.dtype) for x in tensors}
     parts = [[x for x in tensors if (x.device, x.dtype) == kind] for kind in kinds]
     return all(bool(get_total_norm(part, math.inf).isfinite()) for part in parts)
+
+
+def total_norm(tensors: list[Tensor]) -> Tensor:
+    """The norm of all numbers together: torch's own, without its detours where all are of a kind.
+
+    Args:
+        tensors: at least one.
+    """
+    if len({(x.device, x.dtype) for x in tensors}) > 1:
+        return get_total_norm(tensors)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))

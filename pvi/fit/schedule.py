@@ -138,7 +138,7 @@ class Schedule:
         for (pattern, rate), leaves in found.items():
             first: dict[str, Any] = {} if rate is None else {"lr": rate}
             if self._factory is None:
-                first["initial_lr"] = rate
+                first |= {"initial_lr": rate, "fused": _fusable(leaves)}
             groups.append({"params": leaves, **first, **({"name": pattern} if pattern else {})})
         return groups
 
@@ -245,6 +245,12 @@ class Schedule:
             level = self.plateau.converged
             return "" if level else f"the bound was not level yet after {steps} steps"
         return still_rising([-loss for loss in losses if math.isfinite(loss)])
+
+
+def _fusable(leaves: Sequence[Tensor]) -> bool | None:
+    """Whether Adam may update them in one pass; torch's goes wrong on gaps between numbers."""
+    dense = all(p.is_floating_point() and p.is_contiguous() for p in leaves)
+    return True if dense and all(p.device.type in ("cpu", "cuda") for p in leaves) else None
 
 
 def _factory(optimizer: Any, lr: Rates) -> Factory:

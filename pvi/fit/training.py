@@ -10,7 +10,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pvi.engine.data import Batch
@@ -20,7 +20,7 @@ from pvi.engine.traces import rng_state
 from pvi.errors import CheckpointError, FitError, GuideError, ModelError
 from pvi.fit.callbacks import Step, ask
 from pvi.fit.drift import Path, leaves_in
-from pvi.fit.faults import SHOWN, TRIES, Recovery, all_finite, put_back
+from pvi.fit.faults import SHOWN, TRIES, Recovery, all_finite, put_back, total_norm
 from pvi.fit.history import History, Row, read
 from pvi.fit.locate import Input, Place, Search, is_numeric, of_record
 from pvi.fit.progress import Progress
@@ -119,15 +119,17 @@ class Training:
         data = self.task.data
         while True:
             self.team.same_random()
-            now, done = random_state(data.loader), self.in_epoch
-            if done:
+            whole = not (data.partial or self.task.batch_size)  # has no order to draw
+            now, done = {} if whole else random_state(data.loader), self.in_epoch
+            if done and now:
                 set_random_state(self.epoch_start, data.loader)
-            else:
+            elif not done:
                 self.epoch_start = now
             batches = self.task.batches(skip=max(done - 1, 0))
             if done:
                 self._check_same(next(batches, None))
-                set_random_state(now, data.loader)
+                if now:
+                    set_random_state(now, data.loader)
             for batch in batches:
                 self.in_epoch, self.batch = self.in_epoch + 1, batch
                 yield batch
@@ -176,14 +178,15 @@ class Training:
         recorded: NaN where the programs fail because of bad numbers. The error is that of this
         process.
         """
-        self.optimizer.zero_grad()
+        for p in leaves_in(self.optimizer):
+            p.grad = None
         record, error = self._own_gradient(batches, inputs)
         record = record if self.team.alone else self._averaged(record)
         if record is None:
             return Row(("bound", "loss", "grad_norm"), torch.full((3,), torch.nan), {}), error
         names, numbers = record
         grads = [p.grad for p in leaves_in(self.optimizer) if p.grad is not None]
-        norm = get_total_norm(grads) if grads else torch.zeros(())
+        norm = total_norm(grads) if grads else torch.zeros(())
         numbers = torch.cat([numbers, norm.reshape(1).to(numbers)])
         return Row((*names, "grad_norm"), numbers, {}), error
 
