@@ -10,10 +10,12 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
+from pvi.engine.reads import read
 from pvi.engine.traces import Program
 from pvi.guides.guide import Guide
 from pvi.guides.init import InitLoc
 from pvi.guides.layout import Layout
+from pvi.guides.normals import PlainNormal
 from pvi.guides.prototype import Latent
 
 
@@ -43,7 +45,9 @@ class LocScaleGuide(Guide):
         setattr(self.scale, latent.key, PyroParam(scale, constraints.positive, dims))
 
     def _loc_scale(self, latent: Latent) -> tuple[Tensor, Tensor]:
-        return getattr(self.loc, latent.key), getattr(self.scale, latent.key)
+        modules = self._modules  # not by name: a PyroModule looks at what it is asked for
+        loc, scale = modules["loc"], modules["scale"]
+        return read(loc, latent.key), read(scale, latent.key)  # type: ignore[arg-type]
 
 
 class NormalGuide(LocScaleGuide):
@@ -142,7 +146,7 @@ class MeanField(NormalGuide):
 
 def independent(latent: Latent, loc: Tensor, scale: Tensor) -> Any:
     """Independent normals for the numbers of a site, pushed onto its support."""
-    return onto(latent, dist.Normal(loc, scale).to_event(latent.event_dim))
+    return onto(latent, PlainNormal(loc, scale).to_event(latent.event_dim))
 
 
 def onto(latent: Latent, normal: Any) -> Any:

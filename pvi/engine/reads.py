@@ -1,0 +1,43 @@
+"""Parameters of guides, read without Pyro's detours where those would change nothing."""
+
+from functools import cache
+from typing import Any
+
+import pyro
+from pyro.nn import PyroModule
+from pyro.nn.module import _is_module_local_param_enabled
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.plate_messenger import PlateMessenger
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor
+from torch.distributions import transform_to
+
+from pvi.engine.traces import Tracer
+
+
+def read(module: PyroModule, key: str) -> Tensor:
+    """`getattr(module, key)` for a `PyroParam`.
+
+    Where Pyro's store holds the module's own tensor and no handler looks at `pyro.param`, that is
+    the tensor under its constraint.
+    """
+    leaf: Any = module._parameters.get(f"{key}_unconstrained")
+    store, name = pyro.get_param_store(), f"{module._pyro_name}.{key}"
+    known = leaf is not None and store._params.get(name) is leaf
+    if not known or _is_module_local_param_enabled() or any(map(_listens, _PYRO_STACK)):
+        return getattr(module, key)
+    return transform_to(store._constraints[name])(leaf)
+
+
+def _listens(handler: Any) -> bool:
+    """Whether a handler may record, replace or take rows of a parameter."""
+    if isinstance(handler, PlateMessenger):
+        return handler.subsample_size != handler.size
+    return handler.params if isinstance(handler, Tracer) else _reads(type(handler))
+
+
+@cache
+def _reads(kind: type[Messenger]) -> bool:
+    general = ("_process_message", "_postprocess_message")
+    own = any(getattr(kind, name) is not getattr(Messenger, name) for name in general)
+    return own or hasattr(kind, "_pyro_param") or hasattr(kind, "_pyro_post_param")
