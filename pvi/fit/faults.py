@@ -112,13 +112,21 @@ class Recovery:
         self.streak = 0
         if self.strikes:
             self._forgive(training, batches)
-        if self.snapshot is None or training.step - self.snapshot.step >= PERIOD:
+        if self.due(training.step):
             if not _state_finite(training):
                 self._lower(training, Place("the optimiser's state is not finite", "optimizer"))
                 return False
             self.snapshot, self.moved = take(training), False
         self.moved = True
         return True
+
+    def due(self, step: int) -> bool:
+        """Whether the next good state is one to keep.
+
+        Args:
+            step: how many are done.
+        """
+        return self.snapshot is None or step - self.snapshot.step >= PERIOD
 
     def renew(self) -> None:
         """Keep the next good state: there are parameters that the last one lacks."""

@@ -246,10 +246,12 @@ class Training:
         return value
 
     def _checks(self) -> AbstractContextManager[Any]:
-        """Torch's checks of parameters wait for an accelerator: there, only where it is waited for
-        anyway.
+        """Checks of values and arguments take a tenth of a step, and wait for an accelerator: made
+        where a state is kept, at the end and after a fault, elsewhere if needed and nobody waits.
         """
-        return nullcontext() if self._careful else pyro.validation_enabled(False)
+        recovery, last = self.recovery, self.schedule.finished(self.step + 1)
+        needed = last or recovery.notes or recovery.due(self.step) or not self.task.proper
+        return nullcontext() if self._careful and needed else pyro.validation_enabled(False)
 
     @property
     def _careful(self) -> bool:
