@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.plate_messenger import PlateMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
-from torch.distributions import transform_to
+from torch.distributions import constraints, transform_to
 
 from pvi.engine.traces import Tracer
 
@@ -26,7 +26,12 @@ def read(module: PyroModule, key: str) -> Tensor:
     known = leaf is not None and store._params.get(name) is leaf
     if not known or _is_module_local_param_enabled() or any(map(_listens, _PYRO_STACK)):
         return getattr(module, key)
-    return transform_to(store._constraints[name])(leaf)
+    constraint = store._constraints[name]
+    if constraint is constraints.real:
+        return leaf
+    if constraint is constraints.positive:
+        return leaf.exp()  # torch's own multiplies by 1 and adds 0
+    return transform_to(constraint)(leaf)
 
 
 def _listens(handler: Any) -> bool:

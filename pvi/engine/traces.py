@@ -275,6 +275,8 @@ def subset(trace: poutine.Trace, names: Iterable[str], *, indices: bool = True) 
 
 def plates_of(node: Mapping) -> tuple[Plate, ...]:
     """The plates of a node, outermost last, without the particle plate."""
+    if not node["cond_indep_stack"]:
+        return ()
     return tuple(
         Plate(f.name, f.dim, f.size, f.size if f.full_size is None else f.full_size)
         for f in node["cond_indep_stack"]

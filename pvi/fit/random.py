@@ -25,7 +25,9 @@ def random_state(loader: DataLoader | None = None) -> Tree:
 
 
 def set_random_state(state: Tree, loader: DataLoader | None = None) -> None:
-    """Continue all streams from an earlier state."""
+    """Continue all streams from an earlier state; an empty one changes nothing."""
+    if not state:
+        return
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])

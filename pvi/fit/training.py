@@ -121,15 +121,14 @@ class Training:
             self.team.same_random()
             whole = not (data.partial or self.task.batch_size)  # has no order to draw
             now, done = {} if whole else random_state(data.loader), self.in_epoch
-            if done and now:
+            if done:
                 set_random_state(self.epoch_start, data.loader)
-            elif not done:
+            else:
                 self.epoch_start = now
             batches = self.task.batches(skip=max(done - 1, 0))
             if done:
                 self._check_same(next(batches, None))
-                if now:
-                    set_random_state(now, data.loader)
+                set_random_state(now, data.loader)
             for batch in batches:
                 self.in_epoch, self.batch = self.in_epoch + 1, batch
                 yield batch
@@ -246,8 +245,8 @@ class Training:
         return value
 
     def _checks(self) -> AbstractContextManager[Any]:
-        """Checks of values and arguments take a tenth of a step, and wait for an accelerator: made
-        where a state is kept, at the end and after a fault, elsewhere if needed and nobody waits.
+        """Pyro's checks of values and arguments: where states are kept, at the end, after a fault
+        and where draws may be invalid; never where they would wait for an accelerator.
         """
         recovery, last = self.recovery, self.schedule.finished(self.step + 1)
         needed = last or recovery.notes or recovery.due(self.step) or not self.task.proper

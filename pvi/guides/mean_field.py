@@ -15,8 +15,9 @@ from pvi.engine.traces import Program
 from pvi.guides.guide import Guide
 from pvi.guides.init import InitLoc
 from pvi.guides.layout import Layout
-from pvi.guides.normals import PlainNormal
+from pvi.guides.normals import PlainNormal, Pushed
 from pvi.guides.prototype import Latent
+from pvi.guides.summaries import is_elementwise
 
 
 class LocScaleGuide(Guide):
@@ -156,7 +157,10 @@ def onto(latent: Latent, normal: Any) -> Any:
     """
     if latent.is_real:
         return normal
-    return dist.TransformedDistribution(normal, [latent.transform.with_cache()])
+    transform = latent.transform.with_cache()
+    if is_elementwise(transform):
+        return Pushed(normal, transform)
+    return dist.TransformedDistribution(normal, [transform])
 
 
 def unconstrained(fn: Any, value: Tensor) -> tuple[Any, Tensor]:

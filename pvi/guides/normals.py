@@ -19,7 +19,14 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Independent, MultivariateNormal, Normal, constraints, register_kl
+from torch.distributions import (
+    Distribution,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    constraints,
+    register_kl,
+)
 from torch.distributions.kl import kl_divergence
 from torch.distributions.utils import _standard_normal
 from torch.types import _size
@@ -35,7 +42,10 @@ class PlainNormal(dist.Normal):
 
     def __init__(self, loc: Tensor, scale: Tensor):
         self._drawn: dict[str, Tensor] = {}  # the last draw and its noise, shared with `expand`
-        super().__init__(loc, scale, validate_args=False)
+        if loc.shape != scale.shape:
+            loc, scale = torch.broadcast_tensors(loc, scale)
+        self.loc, self.scale = loc, scale
+        Distribution.__init__(self, loc.shape, validate_args=False)
 
     def expand(self, batch_shape: _size, _instance: Any = None) -> "PlainNormal":
         shape = torch.Size(batch_shape)
@@ -61,6 +71,18 @@ class PlainNormal(dist.Normal):
         if self._drawn.get("value") is not value:
             return super().log_prob(value)
         return (-0.5 * self._drawn["white"].square() - HALF_LOG_2PI) - self.scale.log()
+
+
+class Pushed(dist.TransformedDistribution):
+    """A distribution under a map of single numbers, whose shapes are the same before and after."""
+
+    def __init__(self, base: Any, transform: Any):
+        self.base_dist, self.transforms = base, [transform]
+        Distribution.__init__(self, base.batch_shape, base.event_shape, validate_args=False)
+
+    def expand(self, batch_shape: _size, _instance: Any = None) -> "Pushed":
+        base = self.base_dist.expand(torch.Size(batch_shape))
+        return self if base is self.base_dist else Pushed(base, self.transforms[0])
 
 
 class JointNormal(TorchDistribution):
