@@ -30,10 +30,10 @@ PYTHON ?= $(shell IFS=:; for name in python3.13 python3.12 python3.11 python3; d
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # all targets share one environment, and two pips in it would collide
-.PHONY: help demo test test-slow lint format docs bench clean distclean
+.PHONY: help demo test test-slow test-compiled lint format docs bench clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.installed-demo ## run the demonstration; it writes to pvi-demo/
 	OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/pvi demo $(DEMO_ARGS)
@@ -43,6 +43,9 @@ test: lint ## lint, check types and run the fast tests
 
 test-slow: $(VENV)/.installed-test ## run the tests marked slow
 	OMP_NUM_THREADS=$(THREADS) $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup -m slow $(PYTEST_ARGS)
+
+test-compiled: $(VENV)/.installed-test ## run the fast tests with every fit's steps captured
+	OMP_NUM_THREADS=$(THREADS) $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup --compile graph $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test ## ruff, its formatter in check mode, and pyright
 	$(PY) -m ruff check .

@@ -25,6 +25,10 @@ NAMES = (
     "checkpoints",
     "distributed",
     "big_data",
+    "eager",
+    "speed",
+    "growth",
+    "wall",
     *NEEDS_DATA,
 )
 

@@ -107,6 +107,7 @@ def ours(make: Callable[[], Problem], objective: Any, seed: int, steps: int) -> 
         lr=RATE,
         callbacks=[tick],
         progress=False,
+        compile=False,
     )
     return [b - a for a, b in zip(times[FIRST:], times[FIRST + 1 :], strict=False)]
 

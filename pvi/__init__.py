@@ -1,6 +1,7 @@
 """Variational inference on Pyro: a model and a guide go in, a checked posterior comes out."""
 
 from pvi import guides
+from pvi.compiled import compile
 from pvi.diagnostics import Diagnosis, Evidence, Sandwich, diagnose, evidence, sandwich
 from pvi.engine import (
     ELBO,
@@ -58,6 +59,7 @@ __all__ = [
     "TraceMeanFieldELBO",
     "WeightedDraws",
     "check",
+    "compile",
     "diagnose",
     "evidence",
     "fit",

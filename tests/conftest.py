@@ -1,10 +1,29 @@
 """Fixtures that several test files ask for by name."""
 
+import inspect
 from collections.abc import Iterator
 
 import pytest
 
+import pvi
 from tests import scenarios
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--compile", help="what fits do where a test does not say compile=")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    way = config.getoption("--compile")
+    if way is not None:
+        inspect.unwrap(pvi.fit).__kwdefaults__["compile"] = way
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--compile") is not None:
+        for item in items:
+            if "programs" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="is about runs of the programs"))
 
 
 @pytest.fixture

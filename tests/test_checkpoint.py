@@ -193,6 +193,7 @@ def test_resumed(name: str, tmp_path: Path) -> None:
     assert steps == []
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("last", [3, 5, 12, 14, 20])
 def test_faults(last: int, tmp_path: Path) -> None:
     """Steps left out, the state to go back to, and rates that were lowered."""
@@ -245,6 +246,7 @@ def test_stages(left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(ways) == 2 and all(map(torch.equal, *ways))
 
 
+@pytest.mark.programs
 def test_other_process(tmp_path: Path) -> None:
     """Nothing in a checkpoint depends on addresses, hashes or counters of a process."""
     code = (
@@ -317,6 +319,7 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.programs
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_waits_for_the_step(tmp_path: Path) -> None:
     """A signal in the middle of a step is answered at its end, with a checkpoint."""

@@ -51,6 +51,7 @@ def told(end: list[Any]) -> list[str]:
     return [re.sub(sizes, "...", str(text)) for text in end]
 
 
+@pytest.mark.programs
 @pytest.mark.usefixtures("isolated")
 @pytest.mark.parametrize("name", team.CASES)
 def test_equals_one_process(two: list[dict[str, Any]], name: str) -> None:

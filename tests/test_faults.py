@@ -195,6 +195,7 @@ class TestRecovery:
         assert all(map(torch.equal, states[82], states[50]))
         assert not all(map(torch.equal, states[81], states[50]))
 
+    @pytest.mark.programs
     def test_buffers_are_not_poisoned(self) -> None:
         class Network(nn.Module):
             def __init__(self) -> None:
@@ -230,6 +231,7 @@ class TestRecovery:
         fit = run(mean_rows, steps=1, optimizer=huge)
         assert finite(fit)
 
+    @pytest.mark.programs
     def test_score_baselines_are_not_poisoned(self) -> None:
         calls = []
 
@@ -261,6 +263,7 @@ class TestAccelerator:
     def rarely(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys.modules["pvi.fit.training"], "looks", lambda leaf: 16)
 
+    @pytest.mark.programs
     def test_numbers_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Sixteen steps are read from the device at once."""
         sizes: list[int] = []

@@ -16,7 +16,7 @@ LAYERS = (
     {"errors", "progress", "text"},
     {"datasets", "figures"},
     {"engine"},
-    {"optim"},
+    {"optim", "compiled"},
     {"guides", "nn"},
     {"posterior"},
     {"diagnostics"},

@@ -390,7 +390,7 @@ class TestResume:
         noise = np.random.default_rng(0)
         data = lambda: DataLoader(Items(noise.random), batch_size=BATCH)  # noqa: E731
         fit(data(), checkpoint=tmp_path, callbacks=stop_at(9))
-        with pytest.raises(CheckpointError, match="don't give the same rows again at step 9"):
+        with pytest.raises(CheckpointError, match="don't give the same rows again"):
             fit(data(), checkpoint=tmp_path)
 
     def test_other_rows(self, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 `ELBO`, `TraceMeanFieldELBO`, `BetaELBO`, `IWAE` and `RenyiELBO` are constructors of `Objective`.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -41,7 +41,7 @@ from pvi.engine.sampling import Draw, Sampler
 from pvi.engine.schedules import Schedule
 from pvi.engine.terms import Terms, Weight, concatenate
 from pvi.engine.traces import Program, run
-from pvi.engine.weighting import Beta, Rule, at, check_beta, schedules_in, site_weights
+from pvi.engine.weighting import Beta, Rule, check_beta, filled, schedules_in, site_weights
 from pvi.errors import ObjectiveError
 
 
@@ -191,10 +191,14 @@ class Objective(PyroELBO):
         for schedule in found:
             if schedule.length and {"step": step, "epoch": epoch}[schedule.unit] is None:
                 raise ObjectiveError(f"the schedule '{schedule}' needs at({schedule.unit}=...)")
-        time = (step or 0, epoch or 0.0)
+        return self.with_weights([s.at(step or 0, epoch or 0.0) for s in found])
+
+    def with_weights(self, values: Sequence[float | Tensor]) -> "Objective":
+        """The objective with numbers, or 0-dim tensors, in the place of its `schedules()`."""
+        given = iter(values)
         now = copy(self)  # not checked again; plans and baselines are shared
         for name in ("beta", "weighting"):
-            object.__setattr__(now, name, at(getattr(self, name), *time))
+            object.__setattr__(now, name, filled(getattr(self, name), lambda _: next(given)))
         check_beta(now.beta)
         return now
 
@@ -232,7 +236,9 @@ class Objective(PyroELBO):
     def is_plain(self) -> bool:
         """Whether every KL has weight 1, so that the target is the model's own posterior."""
         weights = self.beta.values() if isinstance(self.beta, Mapping) else [self.beta]
-        return self.weighting is None and all(weight == 1.0 for weight in weights)
+        if self.weighting is not None or any(isinstance(w, Tensor) for w in weights):
+            return False
+        return all(weight == 1.0 for weight in weights)
 
     @property
     def is_weighted(self) -> bool:
@@ -308,7 +314,7 @@ class Objective(PyroELBO):
         inner = parts.inner
         if inner is None or not draw.taps:
             return parts
-        beta = self.beta if isinstance(self.beta, float | int) else 1.0
+        beta: Any = 1.0 if isinstance(self.beta, Mapping) else self.beta
         draw.set_ratio(path_ratio(inner.log_w, self._order, beta), inner.scaled)
         if draw.control is None:
             return parts

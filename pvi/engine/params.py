@@ -76,10 +76,15 @@ class Params:
         """The store's entries: the live ones inside the scope, the kept ones outside."""
         return self._state["params"]
 
+    def modules(self) -> Iterator[nn.Module]:
+        """The programs that are modules, others that they use, and all their parts."""
+        for module in self._reached:
+            yield from module.modules()
+
     @contextmanager
     def evaluation(self) -> Iterator[None]:
         """Put the programs that are modules in evaluation mode (dropout off) for a while."""
-        modes = [(m, m.training) for module in self._reached for m in module.modules()]
+        modes = [(m, m.training) for m in self.modules()]
         try:
             for module in self._reached:
                 module.eval()

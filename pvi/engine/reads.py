@@ -26,7 +26,7 @@ def read(module: PyroModule, key: str) -> Tensor:
     known = leaf is not None and store._params.get(name) is leaf
     if not known or _is_module_local_param_enabled() or any(map(_listens, _PYRO_STACK)):
         return getattr(module, key)
-    constraint = store._constraints[name]
+    constraint: Any = store._constraints[name]
     if constraint is constraints.real:
         return leaf
     if constraint is constraints.positive:

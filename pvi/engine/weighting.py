@@ -221,7 +221,10 @@ def site_weights(beta: Beta, terms: Terms) -> dict[str, float]:
     return {name: _float(beta.get(name, 1.0)) for name in names}
 
 
-def _float(value: Number) -> float:
+def _float(value: Any) -> Any:
+    """A weight as a number; one that is a tensor, as in a compiled step, stays one."""
+    if isinstance(value, Tensor):
+        return value
     if isinstance(value, Schedule):
         raise ObjectiveError(
             f"the weight '{value}' needs to know the time: pvi.fit tells it, elsewhere use "
@@ -240,15 +243,15 @@ def schedules_in(value: Any) -> Iterator[Schedule]:
         yield from schedules_in(vars(value))
 
 
-def at(value: Any, step: int, epoch: float) -> Any:
-    """The same with each schedule replaced by its value at this time."""
+def filled(value: Any, number: Callable[[Schedule], Any]) -> Any:
+    """The same with each schedule replaced by what a function makes of it."""
     if isinstance(value, Schedule):
-        return value.at(step, epoch)
+        return number(value)
     if isinstance(value, Mapping):
-        return {key: at(v, step, epoch) for key, v in value.items()}
+        return {key: filled(v, number) for key, v in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         found = {name: x for name, x in vars(value).items() if isinstance(x, Schedule)}
-        return replace(value, **at(found, step, epoch))
+        return replace(value, **filled(found, number))
     return value
 
 
@@ -263,7 +266,8 @@ def check_numbers(**numbers: Any) -> None:
     """Refuse weights that are no number >= 0 and no schedule."""
     for name, value in numbers.items():
         plain = isinstance(value, float | int) and not isinstance(value, bool)
-        if not isinstance(value, Schedule) and not (plain and 0 <= value < math.inf):
+        later = isinstance(value, Schedule | Tensor)
+        if not later and not (plain and 0 <= value < math.inf):
             raise ObjectiveError(
                 f"{name} must be a finite number >= 0 or one of pvi.schedules, got {value!r}"
             )

@@ -48,6 +48,11 @@ class Checkpoints:
         self._interrupted, self._team = False, team
 
     @property
+    def every(self) -> int:
+        """Steps between checkpoints; 0 where the clock decides."""
+        return self._every or 0
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is nothing to go on from."""
         return not self._found()
@@ -169,8 +174,6 @@ def state_of(training: Training) -> Tree:
         "scheduler": None if training.scheduler is None else training.scheduler.state_dict(),
         "damping": schedule.damping,
         "unread": training.unread(),
-        "in_epoch": training.in_epoch,
-        "batch": training.mark(),
         "parameters": values_of(task.params),
         "groups": [[names[id(p)] for p in g["params"]] for g in training.optimizer.param_groups],
         "optimizer": {"state": optimizer["state"], "groups": _options(optimizer)},
@@ -180,7 +183,7 @@ def state_of(training: Training) -> Tree:
         "baselines": dict(task.baseline().means),
         "history": training.history.tensors(),
         "random": random_state(task.data.loader),
-        "epoch_start": training.epoch_start,
+        **training.epochs.state(),
     }
 
 
@@ -198,8 +201,7 @@ def restore(training: Training, state: Tree, where: Path) -> None:
     put_values(task.params, state["parameters"], where)
     tensors = task.params.tensors()
     training.step, schedule.damping = state["step"], state["damping"]
-    training.in_epoch, training.epoch_start = state["in_epoch"], state["epoch_start"]
-    training.batch_mark = state.get("batch")
+    training.epochs.restore(state)
     if schedule.plateau is not None:
         schedule.plateau.restore(state["plateau"])
     if training.averages is not None:

@@ -45,7 +45,7 @@ def why_not(task: Any) -> str:
         task: the fit's trainer.
     """
     guide, objective = task.guide, task.objective
-    if task.options != Options() or task.validation is not None:
+    if replace(task.options, compile="auto") != Options() or task.validation is not None:
         return "options that need steps are given"
     if type(guide) not in FAMILIES:  # a subclass may draw otherwise
         return "the guide is not one of pvi's normal families"

@@ -45,6 +45,7 @@ def fit(
     accumulate: int = 1,
     clip_norm: float | None = None,
     precision: Precision | None = None,
+    compile: bool | str = "auto",
     validation_data: Any = None,
     validate_every: int | None = None,
     patience: int | None = None,
@@ -96,6 +97,11 @@ def fit(
         clip_norm: scale gradients down to at most this norm.
         precision: "bf16" runs the programs under `torch.autocast` in bfloat16; parameters, draws,
             log densities, KLs and sums stay float32.
+        compile: take Adam's steps by a graph of tensor operations captured from the programs, many
+            of them in one call where nothing has to be looked at in between: "graph" without Pyro's
+            work, `True` or "inductor" compiled to machine code (which takes seconds at the start),
+            `False` by the programs. "auto" does what pays, by the number of steps. Programs that
+            can't be captured run as they are; `Fit.notes` says what was done, and why not.
         validation_data: rows in the form of `data` that are not trained on. Their bound is recorded
             as `history["validation_bound"]`.
         validate_every: steps between two validations; by default once an epoch (and 50 steps).
@@ -145,7 +151,7 @@ def fit(
     if every is not None and checkpoint is None:
         raise FitError("every= is the time between checkpoints: give checkpoint=, their folder")
     restarts = whole_number("restarts", restarts, least=0)
-    options = Options(accumulate, clip_norm, precision, validate_every, patience)
+    options = Options(accumulate, clip_norm, precision, validate_every, patience, compile)
     with ExitStack() as stack:
         if seed is not None:
             stack.enter_context(preserved_rng())

@@ -105,6 +105,20 @@ class History:
         """
         self._pending.append(row)
 
+    def extend(self, columns: Mapping[str, Sequence[float]]) -> None:
+        """Append several steps.
+
+        Args:
+            columns: numbers by name, as many in each as there are steps.
+        """
+        self.settle()
+        count = len(next(iter(columns.values())))
+        for name in columns.keys() - self._values.keys():
+            self._values[name] = [math.nan] * self._length
+        for name, values in self._values.items():
+            values.extend(columns.get(name) or [math.nan] * count)
+        self._length += count
+
     def amend(self, values: Mapping[str, float]) -> None:
         """Add numbers to the last step.
 

@@ -7,6 +7,8 @@ from typing import Any, get_args
 from pvi.errors import FitError
 from pvi.fit.precision import Precision
 
+COMPILE = ("auto", False, True, "graph", "inductor")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -18,6 +20,7 @@ class Options:
         precision: "bf16" runs networks in bfloat16; `None` for all in the programs' own dtype.
         validate_every: steps between two validations; `None` for once an epoch.
         patience: validations without a better bound that end the fit; `None` for no end.
+        compile: whether steps are run as graphs of tensor operations, and by what.
 
     Raises:
         FitError: options that make no sense.
@@ -28,6 +31,7 @@ class Options:
     precision: Precision | None = None
     validate_every: int | None = None
     patience: int | None = None
+    compile: bool | str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("accumulate", "validate_every", "patience"):
@@ -42,6 +46,11 @@ class Options:
             raise FitError(f"clip_norm must be a number > 0, got {norm!r}")
         if self.precision is not None and self.precision not in get_args(Precision):
             raise FitError(f"precision must be None or 'bf16', got {self.precision!r}")
+
+        if not any(self.compile is x or self.compile == x for x in COMPILE):
+            raise FitError(
+                f"compile must be 'auto', False, True, 'graph' or 'inductor', got {self.compile!r}"
+            )
 
     def described(self) -> dict[str, Any]:
         """What decides the course of a fit, as plain data; `None` where it is the default."""

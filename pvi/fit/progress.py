@@ -45,13 +45,14 @@ class Progress:
         if math.isfinite(bound):
             self._mean = bound if self._mean is None else 0.98 * self._mean + 0.02 * bound
 
-    def update(self, total: int | None) -> None:
-        """Count a step.
+    def update(self, total: int | None, steps: int = 1) -> None:
+        """Count steps.
 
         Args:
             total: about how many there will be, where their number is open.
+            steps: how many.
         """
-        self._pending += 1
+        self._pending += steps
         if self._bar.disable or time.monotonic() - self._shown < INTERVAL:
             return
         if total is not None:

@@ -25,9 +25,7 @@ def random_state(loader: DataLoader | None = None) -> Tree:
 
 
 def set_random_state(state: Tree, loader: DataLoader | None = None) -> None:
-    """Continue all streams from an earlier state; an empty one changes nothing."""
-    if not state:
-        return
+    """Continue all streams from an earlier state."""
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -79,14 +79,14 @@ class Schedule:
         self.limit = self.steps or max(MAX_STEPS, MAX_EPOCHS * per_epoch, 2 * anneal)
         self.anneal = anneal
         self.plateau, self.stages = None, None
-        if self.steps is None and self._automatic and latents is not None:
+        if self.steps is None and self.automatic and latents is not None:
             tolerance = TOLERANCE * math.sqrt(max(latents, 1))
             self.stages = Stages(max(200, per_epoch), self.limit, tolerance, anneal)
         elif self.steps is None:
             self.plateau = Plateau(max(200, per_epoch))
 
     @property
-    def _automatic(self) -> bool:
+    def automatic(self) -> bool:
         """Whether the rate is ours to set."""
         return self._factory is None and self._scheduler is None
 
@@ -103,7 +103,8 @@ class Schedule:
         if self._ready is not None:
             return check_optimizer(self._ready, params, ready=True)
         if self._factory is None:
-            return torch.optim.Adam(self.groups(params, named), betas=(0.9, 0.99))
+            floats = all(x.dtype in (torch.float32, torch.float64) for x in named.values())
+            return torch.optim.Adam(self.groups(params, named), betas=(0.9, 0.99), fused=floats)
         leaves, rated = list(named.values()), isinstance(self._lr, Mapping)
         made = made_optimizer(
             self._factory, self.groups(params, named) if rated else leaves, leaves
@@ -179,11 +180,19 @@ class Schedule:
             step: how many are done.
             optimizer: whose rates are set.
         """
-        if self._automatic:
-            open_ended = self.stages or self.plateau
-            factor = open_ended.factor if open_ended else cosine(step, self.limit)
+        if self.automatic:
+            factor = self.factor(step)
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor * self.damping
+                group["lr"] = group["initial_lr"] * factor
+
+    def factor(self, step: int) -> float:
+        """On the first rates of "auto", for the next step.
+
+        Args:
+            step: how many are done.
+        """
+        open_ended = self.stages or self.plateau
+        return self.damping * (open_ended.factor if open_ended else cosine(step, self.limit))
 
     def lower(self, factor: float, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
         """Make all further steps shorter.
@@ -192,7 +201,7 @@ class Schedule:
             factor: on every learning rate.
             optimizer, scheduler: whose rates are set.
         """
-        if self._automatic:
+        if self.automatic:
             self.damping *= factor
             for group in optimizer.param_groups:
                 group["lr"] *= factor

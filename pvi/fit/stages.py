@@ -5,7 +5,7 @@ average is far nearer to it than any of them, and tells whether they have come t
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice, repeat
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pvi.engine.data import Batch
 from pvi.errors import PviError
 from pvi.fit.locate import is_numeric
 from pvi.fit.random import kept_random
@@ -35,20 +36,24 @@ class Averages:
     Args:
         task: the fit's trainer.
         stages: lengths and rates.
+        loss: on a batch after so many steps, at the present parameters.
     """
 
-    def __init__(self, task: Any, stages: Stages):
-        self.task, self.stages = task, stages
+    def __init__(self, task: Any, stages: Stages, loss: Callable[[Batch, int], Tensor]):
+        self.task, self.stages, self.loss = task, stages, loss
         self.best: Values = {}
         self.halves: list[Values] = [{}, {}]
         self.counts = [0, 0]
         self._live: Values = {}
 
-    def after(self, step: int) -> None:
-        """Take the parameters after a step; at the end of a stage, go to its best.
+    def after(self, step: int, count: int = 1, means: Values | None = None) -> None:
+        """Take the parameters after some steps; at the end of a stage, go to its best.
 
         Args:
-            step: its number, from 1.
+            step: the number of the last one, from 1.
+            count: how many, all in the same half of a stage.
+            means: those of `running` with them, of the parameters that they change; by default
+                they are worked out from the parameters as they are.
         """
         stages = self.stages
         if step <= stages.start or stages.ended:
@@ -58,7 +63,7 @@ class Averages:
             self._live = {name: x for name, x in here if bool(x.isfinite().all())}
         if not self.best:
             self.best = _copies(self._live)
-        self._add(step - stages.start > stages.length // 2)
+        self._add(self._half(step), count, means)
         if step == stages.end:
             gain, error, moving = self._choose(step, self._count)
             put(self._tensors(), self.best)
@@ -112,13 +117,26 @@ class Averages:
         moving = ((n, x) for n, x in found if x.requires_grad or not isinstance(x, nn.Parameter))
         return {name: x.detach() for name, x in moving if x.is_floating_point()}
 
-    def _add(self, second: bool) -> None:
-        self.counts[second] += 1
-        if self.counts[second] == 1:
-            self.halves[second] = _copies(self._live)
+    def running(self, step: int) -> tuple[Values, int]:
+        """The averages that the next step goes into, and over how many steps they are so far.
+
+        Args:
+            step: how many are done.
+        """
+        half = self._half(step + 1)
+        return self.halves[half], self.counts[half]
+
+    def _half(self, step: int) -> bool:
+        return step - self.stages.start > self.stages.length // 2
+
+    def _add(self, half: bool, count: int, means: Values | None) -> None:
+        self.counts[half] += count
+        here = self.halves[half] = self.halves[half] or _copies(self._live)
+        if means is not None:
+            here.update(means)
         else:
-            means = [self.halves[second][name] for name in self._live]
-            torch._foreach_lerp_(means, list(self._live.values()), 1.0 / self.counts[second])
+            xs, share = [here[name] for name in self._live], count / self.counts[half]
+            torch._foreach_lerp_(xs, list(self._live.values()), share)
 
     def _clear(self) -> None:
         self.halves, self.counts, self._live = [{}, {}], [0, 0], {}
@@ -166,7 +184,7 @@ class Averages:
     def _bound(self, batch: Any, step: int) -> Tensor:
         """NaN where the programs fail because of bad numbers."""
         try:
-            return -batch.weight * self.task.evaluate(batch, step).loss
+            return -self.loss(batch, step)
         except (RuntimeError, ValueError) as error:
             if not is_numeric(error):
                 raise

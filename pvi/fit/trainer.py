@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pvi.engine import ELBO, Objective
 from pvi.engine.checks import check, check_values, is_real
@@ -27,7 +26,7 @@ from pvi.fit.callbacks import Callback, tell_end
 from pvi.fit.checkpoint import Checkpoints
 from pvi.fit.deterministic import Deterministic, why_not
 from pvi.fit.distributed import ALONE, Team
-from pvi.fit.drift import Path, leaves_in, rise_ahead
+from pvi.fit.drift import leaves_in, rise_ahead
 from pvi.fit.history import History
 from pvi.fit.minibatch import Minibatches, check_additive, check_plate_names, data_plates
 from pvi.fit.options import Options
@@ -239,7 +238,7 @@ class Trainer:
         level = schedule.shortfall(self.history.losses)
         if level or (self.validation is not None and self.validation.keeps_best):
             return level  # the best parameters are no end of a way
-        return self._drift(training.path, training.step, leaves_in(training.optimizer))
+        return self._drift(training)
 
     def _warn_early(self, steps: int) -> None:
         if steps < self.anneal():
@@ -251,9 +250,10 @@ class Trainer:
                 stacklevel=5,
             )
 
-    def _drift(self, path: Path, step: int, leaves: list[Tensor]) -> str:
+    def _drift(self, training: Training) -> str:
         """Why a level bound does not mean the end of the way; "" if it does."""
-        way = path.since_middle(step, leaves)
+        step, leaves = training.step, leaves_in(training.optimizer)
+        way = training.path.since_middle(step, leaves)
         if way is None:
             return ""
 
@@ -263,19 +263,20 @@ class Trainer:
 
             def bound() -> float:
                 torch.manual_seed(seed)
-                return -self.team.mean(float(self.evaluate(batch, step).loss), batch.weight)
+                return -self.team.mean(float(training.blocks.loss(batch, step)))
 
             return bound
 
         with preserved_rng(), torch.no_grad(), self.params.evaluation():
             return rise_ahead(leaves, way, bounds)
 
-    def evaluate(self, batch: Batch, step: int) -> Evaluation:
-        """The objective of this step on one batch."""
+    def evaluate(self, batch: Batch, step: int, now: Objective | None = None) -> Evaluation:
+        """The objective of this step, or a given one, on one batch."""
         if self.batched:
             self.batched.select(batch.indices, batch.size)
         try:
-            value = self.now(step).evaluate(*self.programs, batch.args, batch.kwargs)
+            objective = now or self.now(step)
+            value = objective.evaluate(*self.programs, batch.args, batch.kwargs)
         except (GuideError, ModelError) as error:
             raise (later(error, step) if len(self.history) else error) from error.__cause__
         self._check_sites(value, step)

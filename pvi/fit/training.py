@@ -17,19 +17,20 @@ from pvi.engine.data import Batch
 from pvi.engine.gradients import leaves_of
 from pvi.engine.objective import Evaluation
 from pvi.engine.traces import rng_state
-from pvi.errors import CheckpointError, FitError, GuideError, ModelError
+from pvi.errors import FitError, GuideError, ModelError
+from pvi.fit.blocks import Blocks
 from pvi.fit.callbacks import Step, ask
 from pvi.fit.drift import Path, leaves_in
+from pvi.fit.epochs import Epochs
 from pvi.fit.faults import SHOWN, TRIES, Recovery, all_finite, put_back, total_norm
 from pvi.fit.history import History, Row, read
 from pvi.fit.locate import Input, Place, Search, is_numeric, of_record
 from pvi.fit.progress import Progress
-from pvi.fit.random import random_state, set_random_state
+from pvi.fit.records import Record, in_order, mean_of
 from pvi.fit.schedule import Schedule
 from pvi.fit.stages import Averages
 
-Record = tuple[tuple[str, ...], Tensor]  # names and numbers of a step
-INTERVAL = 16  # steps on an accelerator between two looks at its numbers
+INTERVAL = 16  # first steps with Pyro's checks; on an accelerator steps between two looks
 
 
 class Training:
@@ -48,12 +49,10 @@ class Training:
         self.optimizer = schedule.optimizer(task.params)
         self.scheduler = schedule.scheduler(self.optimizer, self.validation is not None)
         self.path, self.recovery = Path(), Recovery()
-        self.averages = Averages(task, schedule.stages) if schedule.stages else None
+        self.blocks, stages = Blocks(self), schedule.stages
+        self.averages = Averages(task, stages, self.blocks.loss) if stages else None
         self.step = 0
-        self.in_epoch = 0  # batches of this epoch that are done
-        self.epoch_start: dict[str, Any] = {}  # the random state then, which decides the order
-        self.batch: Batch | None = None  # the last one
-        self.batch_mark: int | None = None  # its checksum, where a checkpoint was written
+        self.epochs = Epochs(task)
         self.whole = False  # whether no step is half done
         self.joint = self.team.alone  # whether all processes have come to the same end
         self._names: tuple[str, ...] = ()  # of the record that processes share
@@ -78,10 +77,12 @@ class Training:
         """
         if checkpoints is not None:
             checkpoints.resume(self)
-        batches, stopped = self._batches(), ""
+            self.blocks.every = checkpoints.every
+        batches, stopped = self.epochs.batches(), ""
         while not (stopped or self._exhausted or self.schedule.finished(self.step)):
             self.whole = False
-            self._take(batches)
+            if not self.blocks.take(batches):
+                self.take(batches)
             self._validate()
             self.whole = True
             stopped = self._asked()
@@ -103,7 +104,7 @@ class Training:
         if self.averages is not None and not kept:
             self.averages.close(self.step, self.joint)
         restored = "" if self.validation is None else self.validation.restore_best(self.step)
-        return [*notes, restored] if restored else list(notes)
+        return [*notes, *self.blocks.steps.notes, *([restored] if restored else [])]
 
     def _asked(self) -> str:
         """Why a callback, of any process, ends the fit; "" if none does."""
@@ -114,45 +115,7 @@ class Training:
     def _exhausted(self) -> bool:
         return self.validation is not None and self.validation.exhausted
 
-    def _batches(self) -> Iterator[Batch]:
-        """Batches without end, from the middle of an epoch where a checkpoint left off."""
-        data = self.task.data
-        while True:
-            self.team.same_random()
-            whole = not (data.partial or self.task.batch_size)  # has no order to draw
-            now, done = {} if whole else random_state(data.loader), self.in_epoch
-            if done:
-                set_random_state(self.epoch_start, data.loader)
-            else:
-                self.epoch_start = now
-            batches = self.task.batches(skip=max(done - 1, 0))
-            if done:
-                self._check_same(next(batches, None))
-                set_random_state(now, data.loader)
-            for batch in batches:
-                self.in_epoch, self.batch = self.in_epoch + 1, batch
-                yield batch
-            self.in_epoch = 0
-
-    def mark(self) -> int | None:
-        """What tells the last batch from others, for whoever goes on from here."""
-        if self.batch is None:
-            return self.batch_mark
-        return None if self.batch.indices is None else self.batch.checksum()
-
-    def _check_same(self, batch: Batch | None) -> None:
-        """Refuse to go on in the middle of an epoch whose rows come in another order now."""
-        mark = self.batch_mark if self.team.first else None  # it is of the first process's share
-        other = mark is not None and (batch is None or batch.checksum() != mark)
-        if self.team.any(other):
-            raise CheckpointError(
-                f"the data don't give the same rows again at step {self.step}, so this fit can't "
-                "go on where it was: its stream, sampler or transform draws from a random state "
-                "that is not torch's, numpy's or Python's. Seed it, or start again with another "
-                "checkpoint= folder."
-            )
-
-    def _take(self, batches: Iterator[Batch]) -> None:
+    def take(self, batches: Iterator[Batch]) -> None:
         """One step, or none where its numbers are not finite."""
         begun = time.perf_counter()
         inputs: list[Input] = []
@@ -195,7 +158,7 @@ class Training:
         """That of this process, which takes all batches of the step, also where programs fail."""
         count = self.options.accumulate
         try:
-            return _mean([self._backward(next(batches), inputs) for _ in range(count)]), None
+            return mean_of([self._backward(next(batches), inputs) for _ in range(count)]), None
         except (RuntimeError, ValueError) as error:
             if not is_numeric(error):
                 raise
@@ -206,11 +169,14 @@ class Training:
     def _backward(self, batch: Batch, inputs: list[Input]) -> Record:
         """Add a batch's share to the gradient."""
         inputs.append((batch, rng_state()))
-        with self._checks():
-            value = self._evaluate(batch)
-            names, numbers = value.stacked()
-            share = batch.weight / self.options.accumulate
-            (value.loss if share == 1.0 else value.loss * share).backward()
+        share = batch.weight / self.options.accumulate
+        known = self.blocks.steps.gradients(batch, self.step, share)
+        if known is None:
+            with self._checks():
+                value = self._evaluate(batch)
+                known = value.stacked()
+                (value.loss if share == 1.0 else value.loss * share).backward()
+        names, numbers = known
         return names, numbers if batch.weight == 1.0 else numbers * batch.weight
 
     def _averaged(self, record: Record | None) -> Record | None:
@@ -227,7 +193,7 @@ class Training:
             for p in leaves:
                 p.grad = torch.full_like(p, torch.nan)
         else:
-            numbers = _ordered(record, self._names)
+            numbers = in_order(record, self._names)
         return self._names, self.team.average(numbers, leaves)
 
     def _evaluate(self, batch: Batch) -> Evaluation:
@@ -245,11 +211,14 @@ class Training:
         return value
 
     def _checks(self) -> AbstractContextManager[Any]:
-        """Pyro's checks of values and arguments: where states are kept, at the end, after a fault
+        """Pyro's checks of values and arguments: where states are kept, at the ends, after a fault
         and where draws may be invalid; never where they would wait for an accelerator.
         """
-        recovery, last = self.recovery, self.schedule.finished(self.step + 1)
-        needed = last or recovery.notes or recovery.due(self.step) or not self.task.proper
+        recovery, ends = (
+            self.recovery,
+            self.step < INTERVAL or self.schedule.finished(self.step + 1),
+        )
+        needed = ends or recovery.notes or recovery.due(self.step) or not self.task.proper
         return nullcontext() if self._careful and needed else pyro.validation_enabled(False)
 
     @property
@@ -304,11 +273,36 @@ class Training:
                 self.schedule.see(step, record["loss"])
                 self.bar.see(record["bound"])
             self._unread = []
+        self._go_on(1)
+
+    def close_block(
+        self, count: int, columns: dict[str, list[float]], means: dict[str, Tensor], begun: float
+    ) -> None:
+        """Draw the consequences of steps that were taken in one call.
+
+        Args:
+            count: how many.
+            columns: what they have recorded.
+            means: the averages of the parameters with them.
+            begun: by the clock.
+        """
+        lr = [
+            self.optimizer.param_groups[0]["initial_lr"] * self.schedule.factor(self.step + i)
+            for i in range(count)
+        ]
+        self.step += count
+        for bound in columns["bound"]:
+            self.bar.see(bound)
+        seconds = (time.perf_counter() - begun) / count
+        self.history.extend({**columns, "lr": lr, "seconds": [seconds] * count})
+        self._go_on(count, means)
+
+    def _go_on(self, count: int, means: dict[str, Tensor] | None = None) -> None:
         if self.averages is not None:
-            self.averages.after(self.step)
+            self.averages.after(self.step, count, means)
         self.schedule.adapt(self.step, self.optimizer)
         self.path.pass_by(self.step, self.optimizer)
-        self.bar.update(self.schedule.expected(self.step))
+        self.bar.update(self.schedule.expected(self.step), count)
 
     def _validate(self) -> None:
         validation = self.validation
@@ -375,23 +369,6 @@ def looks(leaf: Tensor) -> int:
         leaf: a parameter.
     """
     return 1 if leaf.device.type == "cpu" else INTERVAL
-
-
-def _mean(records: list[Record]) -> Record:
-    """Entry by entry over batches, of the entries that all have."""
-    if len(records) == 1:
-        return records[0]
-    names = tuple(n for n in records[0][0] if all(n in others for others, _ in records))
-    return names, torch.stack([_ordered(record, names) for record in records]).mean(0)
-
-
-def _ordered(record: Record, names: tuple[str, ...]) -> Tensor:
-    """The entries of these names, NaN where there is none."""
-    own, numbers = record
-    if own == names:
-        return numbers
-    padded = torch.cat([numbers, numbers.new_full((1,), torch.nan)])
-    return padded[[own.index(name) if name in own else -1 for name in names]]
 
 
 def _in_error(error: Exception | None) -> Place | None:
