@@ -19,7 +19,7 @@ from pvi.compiled.errors import NotCompilable
 from pvi.compiled.unit import Unit, live, tensors_of
 from pvi.engine.data import Batch
 
-STEPS = 100  # the most in a call
+STEPS = 500  # the most in a call
 SIZE, ROOT, CLIP, SHARE, WEIGHTS = range(5)  # columns of a plan; KL weights are the last ones
 
 

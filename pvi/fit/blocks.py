@@ -70,7 +70,7 @@ class Blocks:
         known = self.steps.known(batch) if self._alike else None
         if known is None or known.block is None:
             return batch.weight * self._task.evaluate(batch, step).loss
-        plan = self._plan(known.unit, step, 1)
+        plan = self._plan(known.unit, step, [1.0])
         state = _state(known.unit, self._training.optimizer)
         record = known.block.run(state, plan, _rows([batch]))[1]
         return record[0, known.unit.names.index("loss")]
@@ -118,7 +118,8 @@ class Blocks:
             return False  # after a return to a state before the first update
         names = {id(x): name for name, x in self._task.params.tensors().items()}
         trained = [names[id(x)] for x in live(unit)]
-        rows, plan = _rows(given), self._plan(unit, training.step, count)
+        rates = [training.schedule.factor(training.step + i) for i in range(count)]
+        rows, plan = _rows(given), self._plan(unit, training.step, rates)
         start = _state(unit, optimizer)
         if training.averages is not None:
             means, known = training.averages.running(training.step)
@@ -145,20 +146,21 @@ class Blocks:
                 moments["step"] += count
         means = {n: x.clone() for n, x in zip(trained, parts[-1], strict=True)}
         columns = dict(zip((*unit.names, "grad_norm"), record.T.tolist(), strict=True))
+        first = optimizer.param_groups[0]["initial_lr"]
+        columns["lr"] = [first * rate for rate in rates]
         training.close_block(count, columns, means, begun)
         return True
 
-    def _plan(self, unit: Unit, start: int, count: int) -> Tensor:
+    def _plan(self, unit: Unit, start: int, rates: list[float]) -> Tensor:
         """The numbers of each step that are known beforehand."""
         training, steps = self._training, self.steps
         b1, b2 = training.optimizer.param_groups[0]["betas"]
         clip = self._task.options.clip_norm or torch.inf
         done = int(training.optimizer.state[live(unit)[0]]["step"])
         rows = []
-        for i in range(count):
-            t, step = done + i + 1, start + i
-            size = training.schedule.factor(step) / (1.0 - b1**t)
-            rows.append([size, (1.0 - b2**t) ** 0.5, clip, 1.0, *steps.weights(step)])
+        for i, rate in enumerate(rates):
+            t, weights = done + i + 1, steps.weights(start + i)
+            rows.append([rate / (1.0 - b1**t), (1.0 - b2**t) ** 0.5, clip, 1.0, *weights])
         return live(unit)[0].new_tensor(rows)
 
     def _adam(self, unit: Unit) -> Adam:

@@ -286,15 +286,11 @@ class Training:
             means: the averages of the parameters with them.
             begun: by the clock.
         """
-        lr = [
-            self.optimizer.param_groups[0]["initial_lr"] * self.schedule.factor(self.step + i)
-            for i in range(count)
-        ]
         self.step += count
         for bound in columns["bound"]:
             self.bar.see(bound)
         seconds = (time.perf_counter() - begun) / count
-        self.history.extend({**columns, "lr": lr, "seconds": [seconds] * count})
+        self.history.extend({**columns, "seconds": [seconds] * count})
         self._go_on(count, means)
 
     def _go_on(self, count: int, means: dict[str, Tensor] | None = None) -> None:
