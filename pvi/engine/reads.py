@@ -21,10 +21,11 @@ def read(module: PyroModule, key: str) -> Tensor:
     Where Pyro's store holds the module's own tensor and no handler looks at `pyro.param`, that is
     the tensor under its constraint.
     """
-    leaf: Any = module._parameters.get(f"{key}_unconstrained")
+    leaf = module._parameters.get(f"{key}_unconstrained")
     store, name = pyro.get_param_store(), f"{module._pyro_name}.{key}"
-    known = leaf is not None and store._params.get(name) is leaf
-    if not known or _is_module_local_param_enabled() or any(map(_listens, _PYRO_STACK)):
+    if leaf is None or store._params.get(name) is not leaf or _is_module_local_param_enabled():
+        return getattr(module, key)
+    if any(map(_listens, _PYRO_STACK)):
         return getattr(module, key)
     constraint: Any = store._constraints[name]
     if constraint is constraints.real:
