@@ -68,20 +68,23 @@ class TestChecks:
 
         assert all(self.seen(dist.HalfNormal(2.0), guide))
 
-    def test_arguments_that_become_invalid_are_found(self) -> None:
+    @pytest.mark.parametrize("asked", [None, True])
+    def test_arguments_that_become_invalid_are_found(self, asked: bool | None) -> None:
         """With the density of a Gamma of a negative concentration, which is finite."""
 
         def gamma(y: Tensor) -> None:
             shape = pyro.param("shape", torch.tensor(1.0))
             pyro.sample("mu", dist.Normal(0.0, 1.0))
             with pyro.plate("data", len(y)):
-                pyro.sample("y", dist.Gamma(shape, 1.0), obs=y)
+                pyro.sample("y", dist.Gamma(shape, 1.0, validate_args=asked), obs=y)
 
         try:
             fit = fitted(gamma, y=torch.full((8,), 1e-9), lr=0.05)
         except FitError as error:
             fit = error.fit  # type: ignore[attr-defined]
-        assert any("concentration" in note for note in fit.notes)
+        found = [note for note in fit.notes if "concentration" in note]
+        first = int(found[0].split(":")[0].removeprefix("step "))
+        assert INTERVAL < first < PERIOD if asked else first == PERIOD + 1
         assert fit.posterior.params.tensors()["param:shape"].item() > 0.0
 
 

@@ -257,9 +257,12 @@ class Schedule:
 
 
 def _fusable(leaves: Sequence[Tensor]) -> bool | None:
-    """Whether Adam may update them in one pass; torch's goes wrong on gaps between numbers."""
+    """Whether Adam may update them in one pass (`None` leaves it to torch).
+
+    Torch's goes wrong on gaps between numbers, and keeps its counters elsewhere on a GPU.
+    """
     dense = all(p.is_floating_point() and p.is_contiguous() for p in leaves)
-    return True if dense and all(p.device.type in ("cpu", "cuda") for p in leaves) else None
+    return True if dense and all(p.device.type == "cpu" for p in leaves) else None
 
 
 def _factory(optimizer: Any, lr: Rates) -> Factory:
