@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.distributions import ExpTransform, constraints
 
 import pvi
+from pvi.engine.params import Params
 from pvi.engine.reads import read
 from pvi.engine.traces import run
 from pvi.errors import FitError
 from pvi.fit.faults import PERIOD, total_norm
+from pvi.fit.schedule import Schedule
 from pvi.fit.training import INTERVAL
 from pvi.guides.normals import PlainNormal, Pushed
 
@@ -110,6 +112,16 @@ def test_parameters_with_gaps() -> None:
     for guide in guides:
         fitted(program, guide, steps=20)
     torch.testing.assert_close(guides[0].loc, guides[1].loc)
+
+
+def test_transposed_gradients() -> None:
+    """As those of compiled steps may be; torch's fused Adam goes wrong on them, too."""
+    layer, gradient = nn.Linear(3, 2, bias=False), torch.tensor([[1.0, -1.0], [-1.0, 1.0], [1, 1]])
+    adam = Schedule(1, 10, None, 0.1, "adam").optimizer(Params(layer))
+    assert adam.param_groups[0]["fused"]
+    before, layer.weight.grad = layer.weight.detach().clone(), gradient.t()
+    adam.step()
+    torch.testing.assert_close(layer.weight.detach(), before - 0.1 * gradient.t())
 
 
 class Holder(PyroModule):

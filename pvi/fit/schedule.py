@@ -103,8 +103,9 @@ class Schedule:
         if self._ready is not None:
             return check_optimizer(self._ready, params, ready=True)
         if self._factory is None:
-            floats = all(x.dtype in (torch.float32, torch.float64) for x in named.values())
-            return torch.optim.Adam(self.groups(params, named), betas=(0.9, 0.99), fused=floats)
+            adam = torch.optim.Adam(self.groups(params, named), betas=(0.9, 0.99))
+            adam.register_step_pre_hook(_in_order)
+            return adam
         leaves, rated = list(named.values()), isinstance(self._lr, Mapping)
         made = made_optimizer(
             self._factory, self.groups(params, named) if rated else leaves, leaves
@@ -261,8 +262,16 @@ def _fusable(leaves: Sequence[Tensor]) -> bool | None:
 
     Torch's goes wrong on gaps between numbers, and keeps its counters elsewhere on a GPU.
     """
-    dense = all(p.is_floating_point() and p.is_contiguous() for p in leaves)
-    return True if dense and all(p.device.type == "cpu" for p in leaves) else None
+    floats = all(p.dtype in (torch.float32, torch.float64) for p in leaves)
+    here = all(p.is_contiguous() and p.device.type == "cpu" for p in leaves)
+    return True if floats and here else None
+
+
+def _in_order(adam: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Lay gradients out as their parameters: compiled ones may be transposed."""
+    for p in (p for group in adam.param_groups if group["fused"] for p in group["params"]):
+        if p.grad is not None and not (p.grad.is_sparse or p.grad.is_contiguous()):
+            p.grad = p.grad.contiguous()
 
 
 def _factory(optimizer: Any, lr: Rates) -> Factory:
