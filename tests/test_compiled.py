@@ -368,6 +368,30 @@ def test_a_change_that_comes_later_is_found() -> None:
     assert fit.notes[-1] == late
 
 
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_tensor_that_a_callback_changes(replaced: bool) -> None:
+    held = {"scale": torch.tensor(1.0)}
+
+    def model(x: Tensor, y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, held["scale"]))
+        pyro.sample("x", dist.Normal(mu, 1.0).expand([N]).to_event(1), obs=x[:, 0])
+
+    def widen(step: Any) -> None:
+        if step.step == 20:
+            if replaced:
+                held["scale"] = torch.tensor(9.0)
+            else:
+                held["scale"].fill_(9.0)
+
+    fits = []
+    for way in (False, "graph"):
+        held["scale"] = torch.tensor(1.0)
+        options = {"callbacks": [widen], "steps": 40}
+        fits.append(fitted(way, model, MeanField, pvi.ELBO(), **options))
+    assert "no longer compiled from step 21 on: 'held.scale'" in fits[1].notes[-1]
+    assert_same(*fits)
+
+
 class Counter:
     def __init__(self) -> None:
         self.count = 0

@@ -1,18 +1,20 @@
-"""Numbers in Python that a program changes as it runs: a graph would never see them change."""
+"""Numbers in Python, and tensors that are no parameters or buffers, that a program reaches: a graph
+would never see them change.
+"""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
 from types import FunctionType, ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 PLAIN = (bool, int, float, str)
 DEPTH = 4
 
 
 def numbers(*programs: Any) -> dict[str, Any]:
-    """The plain values that programs reach, by where they are.
+    """The plain values and tensors that programs reach, by where they are.
 
     Looks into modules, objects, closures, lists, dicts and the globals that the code names.
     """
@@ -23,6 +25,8 @@ def numbers(*programs: Any) -> dict[str, Any]:
         name, item, depth = stack.pop()
         if isinstance(item, PLAIN):
             found[name] = item
+        elif isinstance(item, Tensor) and not isinstance(item, nn.Parameter):
+            found[name] = (id(item), item._version)  # another one, or written to
         elif depth <= DEPTH and id(item) not in seen:
             seen.add(id(item))
             for key, value in _parts(item):
