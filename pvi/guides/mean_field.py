@@ -145,9 +145,11 @@ class MeanField(NormalGuide):
         return {name: self._loc_scale(latent) for name, latent in self.latents.items()}
 
 
-def independent(latent: Latent, loc: Tensor, scale: Tensor) -> Any:
+def independent(
+    latent: Latent, loc: Tensor, scale: Tensor, validate_args: bool | None = False
+) -> Any:
     """Independent normals for the numbers of a site, pushed onto its support."""
-    return onto(latent, PlainNormal(loc, scale).to_event(latent.event_dim))
+    return onto(latent, PlainNormal(loc, scale, validate_args).to_event(latent.event_dim))
 
 
 def onto(latent: Latent, normal: Any) -> Any:

@@ -38,14 +38,17 @@ class PlainNormal(dist.Normal):
     """Independent normals whose density at their own draw is made of its noise.
 
     Their parameters are not checked: guides make them finite and positive, or the loss is not.
+
+    Args:
+        validate_args: `None` for Pyro's setting, where they come from an encoder.
     """
 
-    def __init__(self, loc: Tensor, scale: Tensor):
+    def __init__(self, loc: Tensor, scale: Tensor, validate_args: bool | None = False):
         self._drawn: dict[str, Tensor] = {}  # the last draw and its noise, shared with `expand`
         if loc.shape != scale.shape:
             loc, scale = torch.broadcast_tensors(loc, scale)
         self.loc, self.scale = loc, scale
-        Distribution.__init__(self, loc.shape, validate_args=False)
+        Distribution.__init__(self, loc.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: _size, _instance: Any = None) -> "PlainNormal":
         shape = torch.Size(batch_shape)
