@@ -1,5 +1,7 @@
 """Fits by captured graphs are the fits of the programs: same random stream, same numbers."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from pvi.guides import Flow, FullRank, LowRank, MeanField, Structured
 
 pytestmark = pytest.mark.skipif(not RUNS, reason="this torch can't capture")
 
+COMPILERS = [x for x in (os.environ.get("CXX", ""), "g++", "clang++") if shutil.which(x)]
 N, D, G = 60, 3, 5
 STEPS = 12
 
@@ -202,10 +205,26 @@ def test_options_mean_the_same(name: str) -> None:
     assert (fits[0].converged, fits[0].reason) == (fits[1].converged, fits[1].reason)
 
 
+@pytest.mark.skipif(not COMPILERS, reason="there is no C++ compiler")
 @pytest.mark.parametrize("case", ["exact KL", "network"])
 def test_inductor(case: str) -> None:
     eager, compiled = (fitted(way, *CASES[case], steps=70) for way in (False, True))
     assert compiled.notes == ("compiled from step 3 on (inductor)",)
+    assert_same(eager, compiled)
+
+
+def test_without_a_compiler_a_graph_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        def run(*inputs: Any) -> Any:
+            raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nmore")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", fail)
+    eager, compiled = (fitted(way, *CASES["exact KL"]) for way in (False, True))
+    first, second = compiled.notes
+    assert "run as a graph: torch.compile fails (RuntimeError: InvalidCxxCompiler: No work" in first
+    assert second == "compiled from step 3 on (graph)"
     assert_same(eager, compiled)
 
 

@@ -46,8 +46,9 @@ def compiled(function: Callable[..., Any], *, own_code: bool = False) -> Callabl
                 warnings.simplefilter("ignore")
                 result = fast(*inputs)
         except Exception as error:  # of the compiler, whose errors have no common class
-            text = next((x for x in reversed(str(error.__cause__ or error).splitlines()) if x), "")
-            message = f"torch.compile fails ({type(error).__name__}: {text[:160]})"
+            lines = [line.strip() for line in str(error.__cause__ or error).splitlines()]
+            told = next((line for line in lines if "Error" in line), lines[0] if lines else "")
+            message = f"torch.compile fails ({type(error).__name__}: {told[:160]})"
             raise NotCompilable(message) from error
         made = True
         return result

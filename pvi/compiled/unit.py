@@ -129,7 +129,7 @@ def make_unit(source: Source, probes: Sequence[tuple[Batch, Sequence[float]]]) -
     first = len(source.leaves)
     changing = range(first, first + len(source.buffers))
     try:
-        graph, changed = functional(graphs[-1], [x.detach().clone() for x in given], changing)
+        graph, changed = functional(graphs[-1], given, changing)
     except RuntimeError as error:
         text = str(error).splitlines()[0][:160]
         raise NotCompilable(f"the graph can't be made free of mutation ({text})") from error

@@ -99,7 +99,7 @@ class CompiledSteps:
                 if share != 1.0:
                     grad = grad * share
                 elif _memory(grad) in taken or not grad.is_contiguous():
-                    grad = grad.clone()  # clipping writes to it
+                    grad = grad.clone(memory_format=torch.contiguous_format)  # it is written to
                 taken.add(_memory(grad))
                 leaf.grad = grad if leaf.grad is None else leaf.grad + grad
             for buffer, value in zip(buffers(known.unit), found[1 + len(leaves) :], strict=True):
