@@ -89,6 +89,9 @@ class Pushed(dist.TransformedDistribution):
         return self if base is self.base_dist else Pushed(base, self.transforms[0])
 
 
+PlainNormal.__name__, Pushed.__name__ = "Normal", "TransformedDistribution"  # as tables show them
+
+
 class JointNormal(TorchDistribution):
     """A normal over `joint_dims` rightmost dimensions of `loc` together.
 
