@@ -7,7 +7,6 @@ scales and masks around them. Without a pvi objective around they do nothing.
 from typing import Any
 
 import torch
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import apply_stack
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -15,17 +14,6 @@ from torch.distributions import kl_divergence
 from pvi.errors import ModelError
 
 TYPE = "pvi_effect"
-
-
-class Collector(Messenger):
-    """Collect the effects of a run, each as the message it ended as."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[dict] = []
-
-    def _pyro_post_pvi_effect(self, msg: dict) -> None:
-        self.messages.append(msg)
 
 
 def kl(name: str, q: Any, p: Any, *, scale: float | Tensor = 1.0) -> Tensor:

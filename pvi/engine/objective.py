@@ -158,7 +158,7 @@ class Objective(PyroELBO):
         weight = self._weight(draws[0].terms)
         check_deltas(self, draws[0].terms, plan)
         parts = [self._trained(draw, plan, weight) for draw in draws]
-        values = torch.stack([part.value for part in parts])
+        values = parts[0].value if len(parts) == 1 else torch.stack([p.value for p in parts])
         terms = draws[0].terms if len(draws) == 1 else concatenate([d.terms for d in draws])
         recorded = _mean(part.recorded for part in parts)
         loss = -values.mean()
@@ -176,7 +176,7 @@ class Objective(PyroELBO):
         if not self.is_plain:
             with torch.no_grad():
                 parts = [self._parts(draw.terms, plan, lambda term: 1.0) for draw in draws]
-            values = torch.stack([part.value for part in parts])
+            values = parts[0].value if len(parts) == 1 else torch.stack([p.value for p in parts])
         return Evaluation(loss, values.detach().mean(), terms, recorded)
 
     def at(self, step: int | None = None, epoch: float | None = None) -> "Objective":

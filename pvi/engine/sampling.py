@@ -101,7 +101,7 @@ class Sampler:
     def _guide(self, num: int, given: Any = None) -> Any:
         guide = self.plan.enumeration.guide(self.guide, num)
         with Detached(self.plan.points) if self.detached else nullcontext():
-            return run(guide, self.args, self.kwargs, given)
+            return run(guide, self.args, self.kwargs, given, params=False)
 
     def _run(self, num: int, given: Any) -> Draw:
         """One batched run of `num` particles, or a single one."""

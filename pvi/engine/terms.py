@@ -7,6 +7,7 @@ $-\\mathrm{KL}(q_s \\| p_s)$ in closed form; for an observed one $\\log p_s$. Al
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -65,18 +66,35 @@ class Term:
         `scaled=False` leaves the user's scales out: for a scale that multiplies the whole bound.
         """
         if self.kl is not None:
-            return -weight * self.kl
-        ratio: Tensor | float = 0.0
+            return -times(self.kl, weight)
+        ratio: Tensor | None = None
         if self.log_p is not None:
-            ratio = self.log_p * self.scale_p if scaled else self.log_p
+            ratio = times(self.log_p, self.scale_p) if scaled else self.log_p
         if self.log_q is not None:
-            ratio = ratio - (self.log_q * self.scale_q if scaled else self.log_q)
-        return ratio if self.kind == "likelihood" else weight * ratio  # type: ignore[return-value]
+            log_q = times(self.log_q, self.scale_q) if scaled else self.log_q
+            ratio = -log_q if ratio is None else ratio - log_q
+        if ratio is None:
+            raise ValueError(f"site '{self.name}' has no density")
+        return ratio if self.kind == "likelihood" else times(ratio, weight)
 
     def per_particle(self, weight: float | Tensor = 1.0) -> Tensor:
         """`log_ratio` summed over plates, subsampled ones scaled up to their full size: `(K,)`."""
+        if isinstance(weight, Tensor) or weight != 1.0:
+            return self._summed(weight)
+        if torch.is_grad_enabled():
+            return self._unweighted
+        known = self.__dict__.get("_unweighted")
+        return self._summed(1.0) if known is None else known.detach()
+
+    @cached_property
+    def _unweighted(self) -> Tensor:
+        """With gradients; for the loss and for what is recorded of it."""
+        return self._summed(1.0)
+
+    def _summed(self, weight: float | Tensor) -> Tensor:
         ratio = self.log_ratio(weight)
-        return self.subsample_scale * ratio.reshape(len(ratio), -1).sum(1)
+        total = ratio if ratio.dim() == 1 else ratio.reshape(len(ratio), -1).sum(1)
+        return times(total, self.subsample_scale)
 
     def log_q_per_particle(self) -> Tensor:
         """The guide's scaled log density summed over plates, 0 at observed sites: `(K,)`."""
@@ -133,6 +151,11 @@ class Terms:
 
     def _total(self, parts: list[Tensor]) -> Tensor:
         return torch.stack(parts).sum(0) if parts else torch.zeros(self.num_particles)
+
+
+def times(x: Tensor, factor: Scale) -> Tensor:
+    """The product; a factor that is the number 1 costs nothing."""
+    return x * factor if isinstance(factor, Tensor) or factor != 1.0 else x
 
 
 def make_terms(

@@ -13,11 +13,13 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.subsample_messenger import _Subsample
+from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from pvi.engine.effects import TYPE, Collector
+from pvi.engine.effects import TYPE
 
 PARTICLES = "_pvi_particles"
 Program = Callable[..., Any]
@@ -83,18 +85,49 @@ def masked(x: Tensor, mask: Tensor | bool | None) -> Tensor:
     return torch.where(mask, x, x.new_zeros(()))
 
 
-def run(fn: Program, args: tuple, kwargs: Mapping, given: Any = None) -> Any:
+class Tracer(TraceMessenger):
+    """Pyro's trace and replay in one handler, for it sees each statement of each step.
+
+    Args:
+        given: a trace whose values are taken, or `None`.
+        params: whether the parameters of guides of pvi must be among what is recorded.
+    """
+
+    def __init__(self, given: Any, params: bool):
+        super().__init__()
+        self.params, self._effects = params, []
+        self._replay = None if given is None else ReplayMessenger(trace=given)
+
+    def _process_message(self, msg: Any) -> None:
+        if self._replay is not None and msg["type"] == "sample":
+            self._replay._pyro_sample(msg)
+
+    def _postprocess_message(self, msg: Any) -> None:
+        if msg["type"] == "sample":
+            self._pyro_post_sample(msg)
+        elif msg["type"] == "param":
+            self._pyro_post_param(msg)
+        elif msg["type"] == TYPE:
+            self._effects.append(msg)
+
+    def done(self) -> Any:
+        """The trace; its `effects` are what `pvi.kl` and `pvi.penalty` said, as messages."""
+        trace: Any = self.trace
+        trace.effects = self._effects
+        return trace
+
+
+def run(
+    fn: Program, args: tuple, kwargs: Mapping, given: Any = None, *, params: bool = True
+) -> Any:
     """Trace `fn(*args, **kwargs)`, taking the values of `given` (a trace) where it has them.
 
-    What `pvi.kl` and `pvi.penalty` said on the way is the trace's attribute `effects`.
+    Args:
+        params: as of `Tracer`.
     """
-    if given is not None:
-        fn = poutine.replay(fn, trace=given)
-    with Collector() as collector, poutine.trace() as tracer:  # its handler would rewrite errors
+    with Tracer(given, params) as tracer:  # Pyro's own would rewrite errors
         fn(*args, **kwargs)
-    trace: Any = tracer.trace
-    trace.effects = collector.messages
-    return trace
+    return tracer.done()
 
 
 def run_hidden(fn: Program, args: tuple, kwargs: Mapping, given: Any = None) -> Any:
@@ -242,6 +275,8 @@ def subset(trace: poutine.Trace, names: Iterable[str], *, indices: bool = True) 
 
 def plates_of(node: Mapping) -> tuple[Plate, ...]:
     """The plates of a node, outermost last, without the particle plate."""
+    if not node["cond_indep_stack"]:
+        return ()
     return tuple(
         Plate(f.name, f.dim, f.size, f.size if f.full_size is None else f.full_size)
         for f in node["cond_indep_stack"]

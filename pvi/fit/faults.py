@@ -112,13 +112,21 @@ class Recovery:
         self.streak = 0
         if self.strikes:
             self._forgive(training, batches)
-        if self.snapshot is None or training.step - self.snapshot.step >= PERIOD:
+        if self.due(training.step):
             if not _state_finite(training):
                 self._lower(training, Place("the optimiser's state is not finite", "optimizer"))
                 return False
             self.snapshot, self.moved = take(training), False
         self.moved = True
         return True
+
+    def due(self, step: int) -> bool:
+        """Whether the next good state is one to keep.
+
+        Args:
+            step: how many are done.
+        """
+        return self.snapshot is None or step - self.snapshot.step >= PERIOD
 
     def renew(self) -> None:
         """Keep the next good state: there are parameters that the last one lacks."""
@@ -264,3 +272,14 @@ def all_finite(tensors: list[Tensor]) -> bool:
     kinds = {(x.device, x.dtype) for x in tensors}
     parts = [[x for x in tensors if (x.device, x.dtype) == kind] for kind in kinds]
     return all(bool(get_total_norm(part, math.inf).isfinite()) for part in parts)
+
+
+def total_norm(tensors: list[Tensor]) -> Tensor:
+    """The norm of all numbers together: torch's own, without its detours where all are of a kind.
+
+    Args:
+        tensors: at least one.
+    """
+    if len({(x.device, x.dtype) for x in tensors}) > 1:
+        return get_total_norm(tensors)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))

@@ -213,8 +213,10 @@ class History:
         return {n.removeprefix("kl/"): self[n] for n in self.keys() if n.startswith("kl/")}
 
     def _append(self, values: Mapping[str, float]) -> None:
-        for name in dict.fromkeys([*self._values, *values]):
-            column = self._values.setdefault(name, [math.nan] * self._length)
+        for name in values:
+            if name not in self._values:
+                self._values[name] = [math.nan] * self._length
+        for name, column in self._values.items():
             column.append(values.get(name, math.nan))
         self._length += 1
 

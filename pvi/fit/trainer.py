@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pvi.engine import ELBO, Objective
-from pvi.engine.checks import check, check_values
+from pvi.engine.checks import check, check_values, is_real
 from pvi.engine.data import Batch, Data
 from pvi.engine.failures import changed_sites, later
 from pvi.engine.gradients import Baseline
@@ -85,6 +85,7 @@ class Trainer:
         latents = sum(node["value"].numel() for node in nodes if not node["is_observed"])
         self.latents = None if isinstance(data, StreamData) else latents
         self._passes = math.ceil(max((p.scale for x in nodes for p in plates_of(x)), default=1.0))
+        self.proper = self._passes == 1 and not data.partial and _stays_inside(guide, nodes)
         self.batch_size = _batch_size(batch_size, data)
         rows = self.batch_size or self._shared_rows()
         self.batched = self._minibatches(plate, rows) if rows else None
@@ -341,6 +342,12 @@ class Trainer:
             notes=tuple(self.notes),
             modes=self.modes,
         )
+
+
+def _stays_inside(guide: Program, nodes: Iterable[Any]) -> bool:
+    """Whether no draw of the guide can fall outside of its site's support."""
+    latents = [node["fn"] for node in nodes if not node["is_observed"]]
+    return isinstance(guide, Guide) or all(is_real(getattr(f, "support", None)) for f in latents)
 
 
 def _batch_size(batch_size: int | None, data: Data) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pvi.engine.data import Batch
@@ -22,7 +22,7 @@ from pvi.fit.blocks import Blocks
 from pvi.fit.callbacks import Step, ask
 from pvi.fit.drift import Path, leaves_in
 from pvi.fit.epochs import Epochs
-from pvi.fit.faults import SHOWN, TRIES, Recovery, all_finite, put_back
+from pvi.fit.faults import SHOWN, TRIES, Recovery, all_finite, put_back, total_norm
 from pvi.fit.history import History, Row, read
 from pvi.fit.locate import Input, Place, Search, is_numeric, of_record
 from pvi.fit.progress import Progress
@@ -30,7 +30,7 @@ from pvi.fit.records import Record, in_order, mean_of
 from pvi.fit.schedule import Schedule
 from pvi.fit.stages import Averages
 
-INTERVAL = 16  # steps between torch's checks, and on an accelerator between looks at its numbers
+INTERVAL = 16  # first steps with Pyro's checks; on an accelerator steps between two looks
 
 
 class Training:
@@ -140,14 +140,15 @@ class Training:
         recorded: NaN where the programs fail because of bad numbers. The error is that of this
         process.
         """
-        self.optimizer.zero_grad()
+        for p in leaves_in(self.optimizer):
+            p.grad = None
         record, error = self._own_gradient(batches, inputs)
         record = record if self.team.alone else self._averaged(record)
         if record is None:
             return Row(("bound", "loss", "grad_norm"), torch.full((3,), torch.nan), {}), error
         names, numbers = record
         grads = [p.grad for p in leaves_in(self.optimizer) if p.grad is not None]
-        norm = get_total_norm(grads) if grads else torch.zeros(())
+        norm = total_norm(grads) if grads else torch.zeros(())
         numbers = torch.cat([numbers, norm.reshape(1).to(numbers)])
         return Row((*names, "grad_norm"), numbers, {}), error
 
@@ -210,11 +211,15 @@ class Training:
         return value
 
     def _checks(self) -> AbstractContextManager[Any]:
-        """Torch's checks of parameters take time, and wait for an accelerator: now and then, and
-        there only where it is waited for anyway.
+        """Pyro's checks of values and arguments: where states are kept, at the ends, after a fault
+        and where draws may be invalid; never where they would wait for an accelerator.
         """
-        often = self.step < INTERVAL or self.step % INTERVAL == 0
-        return nullcontext() if often and self._careful else pyro.validation_enabled(False)
+        recovery, ends = (
+            self.recovery,
+            self.step < INTERVAL or self.schedule.finished(self.step + 1),
+        )
+        needed = ends or recovery.notes or recovery.due(self.step) or not self.task.proper
+        return nullcontext() if self._careful and needed else pyro.validation_enabled(False)
 
     @property
     def _careful(self) -> bool:

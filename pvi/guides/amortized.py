@@ -263,7 +263,7 @@ def _normal(latent: Latent, parts: list[Tensor]) -> Any:
     (loc, scale), raw = _split(latent, parts, size, size)
     shape = (*loc.shape[:-1], *latent.event_shape)
     scale = softplus(scale) if raw else scale
-    return independent(latent, loc.reshape(shape), scale.reshape(shape))
+    return independent(latent, loc.reshape(shape), scale.reshape(shape), validate_args=None)
 
 
 def _full(latent: Latent, parts: list[Tensor]) -> Any:

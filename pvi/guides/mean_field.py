@@ -10,11 +10,14 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
+from pvi.engine.reads import read
 from pvi.engine.traces import Program
 from pvi.guides.guide import Guide
 from pvi.guides.init import InitLoc
 from pvi.guides.layout import Layout
+from pvi.guides.normals import PlainNormal, Pushed
 from pvi.guides.prototype import Latent
+from pvi.guides.summaries import is_elementwise
 
 
 class LocScaleGuide(Guide):
@@ -43,7 +46,9 @@ class LocScaleGuide(Guide):
         setattr(self.scale, latent.key, PyroParam(scale, constraints.positive, dims))
 
     def _loc_scale(self, latent: Latent) -> tuple[Tensor, Tensor]:
-        return getattr(self.loc, latent.key), getattr(self.scale, latent.key)
+        modules = self._modules  # not by name: a PyroModule looks at what it is asked for
+        loc, scale = modules["loc"], modules["scale"]
+        return read(loc, latent.key), read(scale, latent.key)  # type: ignore[arg-type]
 
 
 class NormalGuide(LocScaleGuide):
@@ -140,9 +145,11 @@ class MeanField(NormalGuide):
         return {name: self._loc_scale(latent) for name, latent in self.latents.items()}
 
 
-def independent(latent: Latent, loc: Tensor, scale: Tensor) -> Any:
+def independent(
+    latent: Latent, loc: Tensor, scale: Tensor, validate_args: bool | None = False
+) -> Any:
     """Independent normals for the numbers of a site, pushed onto its support."""
-    return onto(latent, dist.Normal(loc, scale).to_event(latent.event_dim))
+    return onto(latent, PlainNormal(loc, scale, validate_args).to_event(latent.event_dim))
 
 
 def onto(latent: Latent, normal: Any) -> Any:
@@ -152,7 +159,10 @@ def onto(latent: Latent, normal: Any) -> Any:
     """
     if latent.is_real:
         return normal
-    return dist.TransformedDistribution(normal, [latent.transform.with_cache()])
+    transform = latent.transform.with_cache()
+    if is_elementwise(transform):
+        return Pushed(normal, transform)
+    return dist.TransformedDistribution(normal, [transform])
 
 
 def unconstrained(fn: Any, value: Tensor) -> tuple[Any, Tensor]:

@@ -13,15 +13,83 @@ $$\\mathrm{KL}_i = \\log\\frac{\\sigma_i}{s_i}
 import math
 from abc import abstractmethod
 from functools import cached_property
+from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Independent, MultivariateNormal, Normal, constraints, register_kl
+from torch.distributions import (
+    Distribution,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    constraints,
+    register_kl,
+)
 from torch.distributions.kl import kl_divergence
+from torch.distributions.utils import _standard_normal
 from torch.types import _size
 
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+class PlainNormal(dist.Normal):
+    """Independent normals whose density at their own draw is made of its noise.
+
+    Their parameters are not checked: guides make them finite and positive, or the loss is not.
+
+    Args:
+        validate_args: `None` for Pyro's setting, where they come from an encoder.
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, validate_args: bool | None = False):
+        self._drawn: dict[str, Tensor] = {}  # the last draw and its noise, shared with `expand`
+        if loc.shape != scale.shape:
+            loc, scale = torch.broadcast_tensors(loc, scale)
+        self.loc, self.scale = loc, scale
+        Distribution.__init__(self, loc.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: _size, _instance: Any = None) -> "PlainNormal":
+        shape = torch.Size(batch_shape)
+        if shape == self.batch_shape:
+            return self
+        new = PlainNormal(self.loc.expand(shape), self.scale.expand(shape))
+        new._drawn = self._drawn
+        return new
+
+    def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
+        white = _standard_normal(
+            self._extended_shape(sample_shape), self.loc.dtype, self.loc.device
+        )
+        value = self.loc + white * self.scale
+        if torch.is_grad_enabled():  # looks at programs compare densities of one formula
+            self._drawn |= {"value": value, "white": white}
+        return value
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """$-\\epsilon^2/2 - \\log s - \\log\\sqrt{2\\pi}$ at a draw $m + s\\epsilon$ of its own.
+
+        The gradient is that of the draw and its density together.
+        """
+        if self._drawn.get("value") is not value:
+            return super().log_prob(value)
+        return (-0.5 * self._drawn["white"].square() - HALF_LOG_2PI) - self.scale.log()
+
+
+class Pushed(dist.TransformedDistribution):
+    """A distribution under a map of single numbers, whose shapes are the same before and after."""
+
+    def __init__(self, base: Any, transform: Any):
+        self.base_dist, self.transforms = base, [transform]
+        Distribution.__init__(self, base.batch_shape, base.event_shape, validate_args=False)
+
+    def expand(self, batch_shape: _size, _instance: Any = None) -> "Pushed":
+        base = self.base_dist.expand(torch.Size(batch_shape))
+        return self if base is self.base_dist else Pushed(base, self.transforms[0])
+
+
+PlainNormal.__name__, Pushed.__name__ = "Normal", "TransformedDistribution"  # as tables show them
 
 
 class JointNormal(TorchDistribution):
