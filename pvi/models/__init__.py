@@ -1,0 +1,1 @@
+"""Models, as ordinary Pyro programs on top of the rest of pvi."""

@@ -1,0 +1,32 @@
+"""Variational autoencoders, composed from networks, likelihoods, priors and posteriors."""
+
+from pvi.models.vae.base import LatentVariableModel
+from pvi.models.vae.likelihoods import (
+    Bernoulli,
+    Categorical,
+    ContinuousBernoulli,
+    Gaussian,
+    Laplace,
+    Likelihood,
+    Poisson,
+)
+from pvi.models.vae.posteriors import AmortizedPosterior, Diagonal
+from pvi.models.vae.priors import Mixture, Prior, Standard
+from pvi.models.vae.vae import VAE
+
+__all__ = [
+    "VAE",
+    "AmortizedPosterior",
+    "Bernoulli",
+    "Categorical",
+    "ContinuousBernoulli",
+    "Diagonal",
+    "Gaussian",
+    "Laplace",
+    "LatentVariableModel",
+    "Likelihood",
+    "Mixture",
+    "Poisson",
+    "Prior",
+    "Standard",
+]

@@ -1,0 +1,189 @@
+"""What all models of the family can do: fit, encode, decode, draw, evaluate, save."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Self
+
+import pyro
+import torch
+from torch import Tensor
+
+import pvi
+from pvi.engine.traces import preserved_rng
+from pvi.errors import DataError, FitError
+from pvi.models.saving import Saved
+from pvi.models.vae.likelihoods import Likelihood
+
+ROWS = 1024  # in a batch of what is not trained
+
+
+class LatentVariableModel(Saved):
+    """A model $p(x \\mid z)\\, p(z)$ of data of one shape, and its guide $q(z \\mid x)$.
+
+    Both are Pyro programs of a batch `x` `(B, *shape)`, for `pvi.fit` or anything else that takes
+    programs. The methods are those of scikit-learn's estimators.
+
+    Attributes:
+        shape: of a datum.
+        likelihood: of a datum, given what is decoded.
+        fit_: the `pvi.Fit` of the last call of `fit`.
+    """
+
+    shape: tuple[int, ...]
+    likelihood: Likelihood
+    fit_: pvi.Fit | None = None
+
+    @abstractmethod
+    def model(self, x: Tensor) -> Any:
+        """$p(x, z)$ for a batch `(B, *shape)`."""
+
+    @abstractmethod
+    def guide(self, x: Tensor) -> Any:
+        """$q(z \\mid x)$ for the same batch."""
+
+    @abstractmethod
+    def encode(self, X: Any) -> Tensor:
+        """Posterior means of the latents, `(N, d)`.
+
+        Args:
+            X: data `(N, *shape)`.
+        """
+
+    @abstractmethod
+    def decode(self, z: Any) -> Tensor:
+        """Means of the data, given latents.
+
+        Args:
+            z: `(N, d)`.
+
+        Returns:
+            `(N, *shape)`.
+        """
+
+    def objective(self) -> pvi.Objective:
+        """What `fit` maximises if it is not told: the ELBO with exact KLs where they exist."""
+        return pvi.TraceMeanFieldELBO()
+
+    def fit(self, X: Any, y: None = None, *, batch_size: int = 128, **options: Any) -> Self:
+        """Train on data; the result is the attribute `fit_`.
+
+        Args:
+            X: `(N, *shape)`, or another form of data that `pvi.fit` takes.
+            y: nothing, as in scikit-learn.
+            batch_size, options: as of `pvi.fit`, such as objective, epochs, lr, seed.
+
+        Raises:
+            DataError: X has another shape or elements outside of the likelihood's support.
+        """
+        options.setdefault("objective", self.objective())
+        data = self.data(X) if is_array(X) else X
+        self.fit_ = pvi.fit(self.model, self.guide, data, batch_size=batch_size, **options)
+        return self
+
+    def reconstruct(self, X: Any) -> Tensor:
+        """Means of the data, given the posterior means of their latents: `(N, *shape)`.
+
+        Args:
+            X: data `(N, *shape)`.
+        """
+        return self.decode(self.encode(X))
+
+    def sample(
+        self, num_samples: int = 1, *, mean: bool = False, seed: int | None = None
+    ) -> Tensor:
+        """New data from the model, `(num_samples, *shape)`.
+
+        Args:
+            num_samples: how many.
+            mean: their means, given their latents, as pictures are usually shown.
+            seed: makes it repeatable.
+        """
+        with self.evaluating(seed):
+            fn = self.prior_predictive(num_samples)
+            return self.likelihood.mean(fn) if mean else fn.sample()
+
+    @abstractmethod
+    def prior_predictive(self, num_samples: int) -> Any:
+        """The distributions of data given latents drawn from the prior, `(num_samples)` of them."""
+
+    def score_samples(
+        self, X: Any, num_samples: int = 1000, *, seed: int | None = None, **options: Any
+    ) -> pvi.Evidence:
+        """Log evidence of each datum by importance sampling, nats, with its standard error.
+
+        Args:
+            X: data `(N, *shape)`.
+            num_samples: draws for each.
+            seed: makes it repeatable.
+            options: as of `pvi.evidence`.
+
+        Returns:
+            `log_evidence` and `se` `(N,)`, and whether to rely on them.
+        """
+        x = self.data(X)
+        return pvi.evidence(
+            self.model, self.guide, x, num_samples=num_samples, seed=seed, **options
+        )
+
+    def score(self, X: Any, y: None = None, num_samples: int = 1000) -> float:
+        """Mean log evidence of a datum, nats.
+
+        Args:
+            X, y, num_samples: as of `score_samples`.
+        """
+        x = self.data(X)
+        return self.score_samples(x, num_samples, seed=0).total / len(x)
+
+    def data(self, X: Any) -> Tensor:
+        """Data as a tensor that fits the model.
+
+        Raises:
+            DataError: as of `fit`.
+        """
+        x = torch.as_tensor(X)
+        x = x.to(torch.get_default_dtype()) if not x.is_floating_point() else x
+        if tuple(x.shape[1:]) != self.shape or not len(x):
+            raise DataError(
+                f"X must have shape (N, {', '.join(map(str, self.shape))}) with N >= 1, got "
+                f"{tuple(x.shape)}"
+            )
+        self.likelihood.check(x)
+        return x
+
+    def in_batches(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """A function of rows, on some at a time, without gradients and in evaluation mode."""
+        with self.evaluating(None):
+            return torch.cat([function(rows) for rows in x.split(ROWS)])
+
+    @contextmanager
+    def evaluating(self, seed: int | None) -> Iterator[None]:
+        """Inside: evaluation mode, no gradients, random numbers of a seed of one's own."""
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad(), nullcontext() if seed is None else preserved_rng():
+                if seed is not None:
+                    torch.manual_seed(seed)
+                yield
+        finally:
+            self.train(training)
+
+    def result(self) -> pvi.Fit:
+        """The last fit.
+
+        Raises:
+            FitError: there is none.
+        """
+        if self.fit_ is None:
+            raise FitError("this model was not fitted here: call fit first")
+        return self.fit_
+
+    def registered(self) -> None:
+        """Tell Pyro of the parameters; to be called in both programs."""
+        pyro.module(type(self).__name__.lower(), self)
+
+
+def is_array(x: Any) -> bool:
+    """Whether it is one array, rather than a data set or a loader."""
+    return hasattr(x, "shape") or isinstance(x, list)

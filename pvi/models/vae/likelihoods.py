@@ -1,0 +1,209 @@
+"""Likelihoods $p(x \\mid h)$ of the elements of a datum, given the decoder's numbers $h$.
+
+A decoder gives `width` numbers for each element of a datum, as `(*batch, width, *shape)` or
+anything that can be reshaped so (a convolutional one has `width * channels` channels).
+"""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from pvi.errors import DataError, ModelError
+from pvi.nn import Component
+
+FLOOR = 1e-4  # of scales
+
+
+class Likelihood(Component):
+    """How data are distributed around what is decoded.
+
+    `width` is how many numbers the decoder gives for each element.
+    """
+
+    width: int = 1
+    values: ClassVar[str]  # what the data may be, in words
+
+    @abstractmethod
+    def elements(self, h: Tensor) -> Any:
+        """The distribution of single elements.
+
+        Args:
+            h: `(width, *batch, *shape)`.
+
+        Returns:
+            A distribution of batch shape `(*batch, *shape)`.
+        """
+
+    @abstractmethod
+    def supports(self, x: Tensor) -> Tensor:
+        """Which elements of x have a density, elementwise."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the encoder reads in the place of x."""
+        return x
+
+    def forward(self, h: Tensor, shape: tuple[int, ...]) -> Any:
+        """The distribution of a datum.
+
+        Args:
+            h: what the decoder gives, `(*batch, *any)` with `width` numbers for each element.
+            shape: of a datum.
+
+        Returns:
+            Batch shape `(*batch)`, event shape `shape`.
+        """
+        fn = self.elements(
+            h.reshape(*_batch(h, self.width, shape), self.width, *shape).movedim(-1 - len(shape), 0)
+        )
+        return fn.to_event(len(shape))
+
+    def mean(self, fn: Any) -> Tensor:
+        """What is shown of a distribution `forward` has made: its mean, `(*batch, *shape)`."""
+        return fn.mean
+
+    def check(self, x: Tensor) -> None:
+        """Refuse data that have no density.
+
+        Raises:
+            DataError: naming the worst element.
+        """
+        bad = ~self.supports(x)
+        if bad.any():
+            place = tuple(bad.nonzero()[0].tolist())
+            raise DataError(
+                f"{type(self).__name__} needs {self.values}, but {int(bad.sum()):,} elements of X "
+                f"are not: X{list(place)} is {float(x[place]):.4g}. Scale the data or use another "
+                "likelihood."
+            )
+
+
+def _batch(h: Tensor, width: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The batch dimensions of what a decoder gives."""
+    need = width * torch.Size(shape).numel()
+    size = 1
+    for dim in range(h.dim() - 1, -1, -1):
+        size *= h.shape[dim]
+        if size == need:
+            return tuple(h.shape[:dim])
+        if size > need:
+            break
+    raise ModelError(
+        f"the decoder gives a tensor of shape {tuple(h.shape)}; it must end in {need:,} numbers "
+        f"for each datum ({width} for each element of shape {shape})"
+    )
+
+
+class Bernoulli(Likelihood):
+    """$p(x) = \\sigma(h)^x \\sigma(-h)^{1-x}$ for x of 0 and 1."""
+
+    values = "values of 0 or 1"
+
+    def elements(self, h: Tensor) -> Any:
+        return dist.Bernoulli(logits=h[0], validate_args=False)
+
+    def supports(self, x: Tensor) -> Tensor:
+        return (x == 0) | (x == 1)
+
+
+class ContinuousBernoulli(Likelihood):
+    """$p(x) = C(\\lambda) \\lambda^x (1-\\lambda)^{1-x}$ (Loaiza-Ganem and Cunningham 2019)."""
+
+    values = "values from 0 to 1"
+
+    def elements(self, h: Tensor) -> Any:
+        return dist.ContinuousBernoulli(logits=h[0], validate_args=False)
+
+    def supports(self, x: Tensor) -> Tensor:
+        return (x >= 0) & (x <= 1)
+
+
+class Gaussian(Likelihood):
+    """$N(h, s^2)$.
+
+    Args:
+        scale: s, a number; "learned" for one parameter; "decoded" for one for each element, from
+            the decoder.
+    """
+
+    values = "finite values"
+
+    def __init__(self, scale: float | str = "learned"):
+        super().__init__()
+        self.scale = scale
+        self.width = 2 if scale == "decoded" else 1
+        if scale == "learned":
+            self.log_scale = nn.Parameter(torch.zeros(()))
+        elif scale != "decoded" and not (isinstance(scale, float | int) and scale > 0):
+            raise ModelError(f"scale must be > 0, 'learned' or 'decoded', got {scale!r}")
+
+    def elements(self, h: Tensor) -> Any:
+        return self._kind(h[0], self._scale(h), validate_args=False)
+
+    _kind = dist.Normal
+
+    def _scale(self, h: Tensor) -> Tensor:
+        if self.scale == "decoded":
+            return softplus(h[1]) + FLOOR
+        if self.scale == "learned":
+            return self.log_scale.exp().expand(h[0].shape)
+        return h.new_tensor(self.scale).expand(h[0].shape)
+
+    def supports(self, x: Tensor) -> Tensor:
+        return x.isfinite()
+
+
+class Laplace(Gaussian):
+    """$\\mathrm{Laplace}(h, s)$, the absolute error as a log density.
+
+    Args:
+        scale: as of `Gaussian`.
+    """
+
+    _kind = dist.Laplace
+
+
+class Categorical(Likelihood):
+    """Each element one of `num_classes` classes, 0, 1, ...
+
+    Args:
+        num_classes: how many.
+    """
+
+    values = "whole numbers, one for each class from 0"
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.num_classes = self.width = num_classes
+
+    def elements(self, h: Tensor) -> Any:
+        return dist.Categorical(logits=h.movedim(0, -1), validate_args=False)
+
+    def supports(self, x: Tensor) -> Tensor:
+        return (x >= 0) & (x < self.num_classes) & (x == x.floor())
+
+    def features(self, x: Tensor) -> Tensor:
+        """One-hot, in the last dimension."""
+        return nn.functional.one_hot(x.long(), self.num_classes).to(torch.get_default_dtype())
+
+    def mean(self, fn: Any) -> Tensor:
+        """The most probable class."""
+        return fn.base_dist.probs.argmax(-1)
+
+
+class Poisson(Likelihood):
+    """Counts of rate softplus(h)."""
+
+    values = "whole numbers from 0"
+
+    def elements(self, h: Tensor) -> Any:
+        return dist.Poisson(softplus(h[0]) + FLOOR, validate_args=False)
+
+    def supports(self, x: Tensor) -> Tensor:
+        return (x >= 0) & (x == x.floor()) & x.isfinite()
+
+    def features(self, x: Tensor) -> Tensor:
+        return x.log1p()

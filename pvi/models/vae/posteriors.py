@@ -1,0 +1,46 @@
+"""Posteriors $q(z \\mid x)$ of the vector of latents of a datum, from the encoder's numbers."""
+
+from abc import abstractmethod
+from typing import Any
+
+import pyro.distributions as dist
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from pvi.nn import Component
+
+FLOOR = 1e-4  # of scales
+
+
+class AmortizedPosterior(Component):
+    """A family of distributions; `width` is how many numbers the encoder gives for one."""
+
+    width: int
+
+    @abstractmethod
+    def forward(self, h: Tensor) -> Any:
+        """The distributions: batch shape `(*batch)`, event shape `(d,)`.
+
+        Args:
+            h: what the encoder gives, `(*batch, width)`.
+        """
+
+    def mean(self, fn: Any) -> Tensor:
+        """The means of distributions that `forward` has made, `(*batch, d)`."""
+        return fn.mean
+
+
+class Diagonal(AmortizedPosterior):
+    """$N(m, \\mathrm{diag}\\, s^2)$ with s = softplus of the encoder's number.
+
+    Args:
+        latents: d.
+    """
+
+    def __init__(self, latents: int):
+        super().__init__()
+        self.latents, self.width = latents, 2 * latents
+
+    def forward(self, h: Tensor) -> Any:
+        loc, raw = h.chunk(2, -1)
+        return dist.Normal(loc, softplus(raw) + FLOOR).to_event(1)

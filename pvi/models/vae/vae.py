@@ -1,0 +1,90 @@
+"""The variational autoencoder."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pvi.models.vae.base import LatentVariableModel
+from pvi.models.vae.likelihoods import Bernoulli, Likelihood
+from pvi.models.vae.posteriors import AmortizedPosterior, Diagonal
+from pvi.models.vae.priors import Prior, Standard
+from pvi.nn import MLP
+from pvi.nn.mlp import Shape, as_shape
+
+
+class VAE(LatentVariableModel):
+    """$z \\sim p(z)$, $x \\sim p(x \\mid \\mathrm{decoder}(z))$, $q(z \\mid x)$ from an encoder.
+
+    $$\\mathcal L(x) = E_{q(z \\mid x)}[\\log p(x \\mid z)] - \\mathrm{KL}(q(z \\mid x) \\| p(z))$$
+
+    Other members of the family are other arguments: `likelihood`, `prior`, `posterior`, and the
+    objective of `fit` (`pvi.BetaELBO(4.0)`, `pvi.IWAE(50)`, `weighting=pvi.BetaTC(6.0)`, ...).
+
+    Args:
+        shape: of a datum, `D` or `(C, H, W)`.
+        latents: d.
+        encoder: from the likelihood's features of a datum, by default the datum itself, to
+            `posterior.width` numbers; `MLP` by default.
+        decoder: from `(*batch, d)` to `likelihood.width` numbers for each element; `MLP` by
+            default.
+        likelihood, prior, posterior: parts from `pvi.models.vae`, or others like them; `Bernoulli`,
+            `Standard` and `Diagonal` by default.
+        hidden: units of the hidden layers of default networks.
+
+    Reference:
+        Kingma and Welling (2014), Auto-Encoding Variational Bayes.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        latents: int = 20,
+        *,
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+        likelihood: Likelihood | None = None,
+        prior: Prior | None = None,
+        posterior: AmortizedPosterior | None = None,
+        hidden: Sequence[int] = (256, 256),
+    ):
+        super().__init__()
+        self.shape, self.latents, self.hidden = as_shape(shape), latents, tuple(hidden)
+        self.likelihood = likelihood or Bernoulli()
+        self.prior = prior or Standard(latents)
+        self.posterior = posterior or Diagonal(latents)
+        seen = tuple(self.likelihood.features(torch.zeros(1, *self.shape)).shape[1:])
+        numbers = self.likelihood.width * torch.Size(self.shape).numel()
+        self.encoder = encoder or MLP(seen, self.posterior.width, hidden)
+        self.decoder = decoder or MLP(latents, numbers, hidden)
+
+    def model(self, x: Tensor) -> None:
+        self.registered()
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior(self.encoded))
+            pyro.sample("x", self.decoded(z), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        self.registered()
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.encoded(x))
+
+    def encoded(self, x: Tensor) -> Any:
+        """$q(z \\mid x)$ as distributions, for x `(*batch, *shape)`."""
+        return self.posterior(self.encoder(self.likelihood.features(x)))
+
+    def decoded(self, z: Tensor) -> Any:
+        """$p(x \\mid z)$ as distributions, for z `(*batch, d)`."""
+        return self.likelihood(self.decoder(z), self.shape)
+
+    def encode(self, X: Any) -> Tensor:
+        return self.in_batches(lambda x: self.posterior.mean(self.encoded(x)), self.data(X))
+
+    def decode(self, z: Any) -> Tensor:
+        z = torch.as_tensor(z, dtype=torch.get_default_dtype())
+        return self.in_batches(lambda z: self.likelihood.mean(self.decoded(z)), z)
+
+    def prior_predictive(self, num_samples: int) -> Any:
+        return self.decoded(self.prior(self.encoded).expand([num_samples]).sample())

@@ -1,0 +1,6 @@
+"""Networks for encoders and decoders; any `nn.Module` of one's own does as well."""
+
+from pvi.nn.component import Component, describe
+from pvi.nn.mlp import MLP, GatedMLP
+
+__all__ = ["MLP", "Component", "GatedMLP", "describe"]
