@@ -28,7 +28,7 @@ from pvi.errors import (
     ObjectiveError,
     PviError,
 )
-from pvi.fit import Check, Fit, check, fit, load
+from pvi.fit import Adversary, Check, Fit, check, fit, load
 from pvi.posterior import Posterior, from_svi
 
 __version__ = "0.1.0"
@@ -36,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ELBO",
     "IWAE",
+    "Adversary",
     "BetaELBO",
     "BetaTC",
     "Capacity",

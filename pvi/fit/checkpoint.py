@@ -181,6 +181,7 @@ def state_of(training: Training) -> Tree:
         "averages": None if training.averages is None else training.averages.state(),
         "path": [[at, {names[key]: x for key, x in xs.items()}] for at, xs in training.path.kept],
         "baselines": dict(task.baseline().means),
+        "adversaries": task.arena.state(),
         "history": training.history.tensors(),
         "random": random_state(task.data.loader),
         **training.epochs.state(),
@@ -213,6 +214,8 @@ def restore(training: Training, state: Tree, where: Path) -> None:
     device = next(iter(tensors.values())).device
     task.baseline().means = {name: x.to(device) for name, x in state["baselines"].items()}
     training.recovery.restore(state["recovery"], device)
+    if task.arena.adversaries:
+        task.arena.restore(state["adversaries"])
     if training.validation is not None:
         training.validation.restore(state["validation"])
     if training.scheduler is not None:

@@ -241,6 +241,8 @@ class CompiledSteps:
             raise NotCompilable("score gradients of single draws keep moving averages in Python")
         if task.options.precision is not None:
             raise NotCompilable(f"precision='{task.options.precision}' is not captured")
+        if task.arena.adversaries:
+            raise NotCompilable("the steps of adversaries are not captured")
         leaves = task.params.named()
         if any(x.device.type != "cpu" for x in leaves.values()):
             raise NotCompilable("captured steps were tested on CPUs only")

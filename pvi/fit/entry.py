@@ -11,6 +11,8 @@ from pvi.engine.checks import raise_first
 from pvi.engine.numbers import check_seed, whole_number
 from pvi.engine.traces import Program, preserved_rng
 from pvi.errors import FitError
+from pvi.fit.adversary import Adversary
+from pvi.fit.arena import check_adversaries
 from pvi.fit.arguments import check_options, known_arguments
 from pvi.fit.callbacks import Callback
 from pvi.fit.checkpoint import Checkpoints
@@ -51,6 +53,7 @@ def fit(
     patience: int | None = None,
     plate: str | Sequence[str] | None = None,
     reparam: Any = None,
+    adversaries: Sequence[Adversary] = (),
     restarts: int = 0,
     device: Any = None,
     seed: int | None = None,
@@ -112,6 +115,8 @@ def fit(
             scale depends on another latent, "learned" for a fitted degree of it, or what
             `pyro.poutine.reparam` takes. The sites stay in the posterior; guides that were made for
             the model as it was don't fit.
+        adversaries: networks that are trained against the programs, see `pvi.Adversary`; with
+            `steps` or `epochs`.
         restarts: so many further starts of the deterministic route, to find other modes: the fit is
             of the best, `Fit.modes` holds all, and `diagnose` refuses a fit that misses some.
         device: where to put data and modules, such as "cuda".
@@ -151,7 +156,9 @@ def fit(
     if every is not None and checkpoint is None:
         raise FitError("every= is the time between checkpoints: give checkpoint=, their folder")
     restarts = whole_number("restarts", restarts, least=0)
-    options = Options(accumulate, clip_norm, precision, validate_every, patience, compile)
+    check_adversaries(adversaries, steps, epochs, team.alone)
+    more = (compile, tuple(adversaries))
+    options = Options(accumulate, clip_norm, precision, validate_every, patience, *more)
     with ExitStack() as stack:
         if seed is not None:
             stack.enter_context(preserved_rng())

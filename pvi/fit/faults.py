@@ -33,6 +33,7 @@ class Snapshot:
         moments: the optimiser's state of each parameter, by name.
         plateau: the state of the plateaus, where the schedule has some.
         means: the baselines of score gradients.
+        arena: the state of the adversaries.
     """
 
     step: int
@@ -40,6 +41,7 @@ class Snapshot:
     moments: dict[str, dict[str, Any]]
     plateau: Any
     means: dict[str, Tensor]
+    arena: Any = None
 
 
 def take(training: Any) -> Snapshot:
@@ -55,7 +57,7 @@ def take(training: Any) -> Snapshot:
     values = {name: x.detach().clone() for name, x in tensors.items()}
     means = dict(task.baseline().means)
     known = None if plateau is None else plateau.state()
-    return Snapshot(training.step, values, moments, known, means)
+    return Snapshot(training.step, values, moments, known, means, task.arena.state())
 
 
 def put_back(training: Any, snapshot: Snapshot) -> None:
@@ -78,6 +80,8 @@ def put_back(training: Any, snapshot: Snapshot) -> None:
             else:
                 optimizer.state.pop(x, None)
     task.baseline().means = dict(snapshot.means)
+    if snapshot.arena is not None:
+        task.arena.restore(snapshot.arena)
     if training.schedule.plateau is not None and snapshot.plateau is not None:
         training.schedule.plateau.restore(snapshot.plateau)
     if training.averages is not None:

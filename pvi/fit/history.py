@@ -59,6 +59,7 @@ class History:
     - `bound_se`: the standard error of the mean of `bound` over the 100 steps around a step, nats:
       of the noise of draws and batches together. See `smoothed`.
     - `validation_bound`: of all validation data, nats; NaN at steps where it was not evaluated.
+    - `adversary/NAME/loss`, `/term` and `/weight` of each `pvi.Adversary`.
     - `lr`: the rate of the first group of parameters; `grad_norm`: the norm of the whole gradient,
       before it was clipped; `seconds`: how long the step took, with its data, without callbacks,
       validation and checkpoints (on a GPU some steps carry the waiting of others: average them).

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from pvi.errors import FitError
+from pvi.fit.adversary import Adversary
 from pvi.fit.precision import Precision
 
 COMPILE = ("auto", False, True, "graph", "inductor")
@@ -21,6 +22,7 @@ class Options:
         validate_every: steps between two validations; `None` for once an epoch.
         patience: validations without a better bound that end the fit; `None` for no end.
         compile: whether steps are run as graphs of tensor operations, and by what.
+        adversaries: networks that take steps of their own.
 
     Raises:
         FitError: options that make no sense.
@@ -32,6 +34,7 @@ class Options:
     validate_every: int | None = None
     patience: int | None = None
     compile: bool | str = "auto"
+    adversaries: tuple[Adversary, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("accumulate", "validate_every", "patience"):
@@ -55,5 +58,7 @@ class Options:
     def described(self) -> dict[str, Any]:
         """What decides the course of a fit, as plain data; `None` where it is the default."""
         accumulate = None if self.accumulate == 1 else self.accumulate
+        adversaries = [one.described() for one in self.adversaries] or None
         rest = ("clip_norm", "precision", "validate_every", "patience")
-        return {"accumulate": accumulate, **{name: getattr(self, name) for name in rest}}
+        named = {name: getattr(self, name) for name in rest}
+        return {"accumulate": accumulate, **named, "adversaries": adversaries}

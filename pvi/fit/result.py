@@ -131,7 +131,8 @@ class Fit:
     def course(self) -> Course:
         """How the fit went, as numbers and words for `xarray`."""
         history = self.history
-        columns = {name: history[name] for name in history if not name.startswith("kl/")}
+        own = (name for name in history if not name.startswith("kl/"))
+        columns = {name.replace("/", "_"): history[name] for name in own}  # as xarray wants it
         bound, se = self._level()
         attrs = {
             "converged": int(self.converged),  # netCDF has no truth values

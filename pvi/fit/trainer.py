@@ -21,6 +21,7 @@ from pvi.engine.params import Params
 from pvi.engine.plan import make_plan
 from pvi.engine.traces import Program, plates_of, preserved_rng
 from pvi.errors import CheckpointError, DataError, FitError, GuideError, ModelError, PviError
+from pvi.fit.arena import NO_END, Arena
 from pvi.fit.arguments import check_batch_size
 from pvi.fit.callbacks import Callback, tell_end
 from pvi.fit.checkpoint import Checkpoints
@@ -93,6 +94,7 @@ class Trainer:
         team.check(self.objective)
         self.history = History()
         self.notes: list[str] = []
+        self.arena = Arena(self.options.adversaries, self)
         self.validation = make_validation(self, validation, self.options)
 
     def anneal(self) -> int:
@@ -235,6 +237,8 @@ class Trainer:
         self.team.broadcast(self.params.tensors().values())  # buffers are each process's own
         if stopped:
             return stopped
+        if self.arena.caveats:
+            return NO_END
         level = schedule.shortfall(self.history.losses)
         if level or (self.validation is not None and self.validation.keeps_best):
             return level  # the best parameters are no end of a way
@@ -276,11 +280,12 @@ class Trainer:
             self.batched.select(batch.indices, batch.size)
         try:
             objective = now or self.now(step)
-            value = objective.evaluate(*self.programs, batch.args, batch.kwargs)
+            with self.arena.playing(step):
+                value = objective.evaluate(*self.programs, batch.args, batch.kwargs)
         except (GuideError, ModelError) as error:
             raise (later(error, step) if len(self.history) else error) from error.__cause__
         self._check_sites(value, step)
-        return value
+        return self.arena.weighed(value, step)
 
     def _check_sites(self, value: Evaluation, step: int) -> None:
         """Refuse sites that come and go, unless draws with score gradients may decide on them."""
@@ -321,6 +326,7 @@ class Trainer:
         return {"rows": self.data.size, **data, **programs, **options}
 
     def _result(self, reason: str, device: Any) -> Fit:
+        plain = self.now(max(len(self.history) - 1, 0)).is_plain
         posterior = Posterior(
             self.model,
             self.guide,
@@ -328,7 +334,7 @@ class Trainer:
             params=self.params,
             device=device,
             checked=True,
-            caveats=() if self.now(max(len(self.history) - 1, 0)).is_plain else (TEMPERED,),
+            caveats=(*(() if plain else (TEMPERED,)), *self.arena.caveats),
         )
         return Fit(
             model=self.model,

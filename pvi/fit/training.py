@@ -104,7 +104,8 @@ class Training:
         if self.averages is not None and not kept:
             self.averages.close(self.step, self.joint)
         restored = "" if self.validation is None else self.validation.restore_best(self.step)
-        return [*notes, *self.blocks.steps.notes, *([restored] if restored else [])]
+        notes = [*notes, *self.task.arena.notes, *self.blocks.steps.notes]
+        return [*notes, *([restored] if restored else [])]
 
     def _asked(self) -> str:
         """Why a callback, of any process, ends the fit; "" if none does."""
@@ -140,6 +141,7 @@ class Training:
         recorded: NaN where the programs fail because of bad numbers. The error is that of this
         process.
         """
+        self.task.arena.begin()
         for p in leaves_in(self.optimizer):
             p.grad = None
         record, error = self._own_gradient(batches, inputs)
@@ -261,6 +263,7 @@ class Training:
             leaves = leaves_in(self.optimizer)
             clip_grads_with_norm_(leaves, self.options.clip_norm, row.tensor[-1])
         self.optimizer.step()
+        row.more |= self.task.arena.step(self.step)
         if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
 
