@@ -1,6 +1,15 @@
 """Networks for encoders and decoders; any `nn.Module` of one's own does as well."""
 
 from pvi.nn.component import Component, describe
+from pvi.nn.conv import ConvDecoder, ConvEncoder, PatchDiscriminator
 from pvi.nn.mlp import MLP, GatedMLP
 
-__all__ = ["MLP", "Component", "GatedMLP", "describe"]
+__all__ = [
+    "MLP",
+    "Component",
+    "ConvDecoder",
+    "ConvEncoder",
+    "GatedMLP",
+    "PatchDiscriminator",
+    "describe",
+]
