@@ -148,8 +148,16 @@ class LatentVariableModel(Saved):
                 f"X must have shape (N, {', '.join(map(str, self.shape))}) with N >= 1, got "
                 f"{tuple(x.shape)}"
             )
-        self.likelihood.check(x)
+        self.check(x)
         return x
+
+    def check(self, x: Tensor) -> None:
+        """Refuse data that the model gives no density.
+
+        Raises:
+            DataError: as of `fit`.
+        """
+        self.likelihood.check(x)
 
     def in_batches(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """A function of rows, on some at a time, without gradients and in evaluation mode."""

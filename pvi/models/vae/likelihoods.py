@@ -83,6 +83,8 @@ class Likelihood(Component):
 
 def _batch(h: Tensor, width: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The batch dimensions of what a decoder gives."""
+    if tuple(h.shape[-len(shape) :]) == (width * shape[0], *shape[1:]):  # also with a side of 1
+        return tuple(h.shape[: -len(shape)])
     need = width * torch.Size(shape).numel()
     size = 1
     for dim in range(h.dim() - 1, -1, -1):

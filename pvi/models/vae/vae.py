@@ -64,12 +64,23 @@ class VAE(LatentVariableModel):
         self.registered()
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior(self.encoded))
-            pyro.sample("x", self.decoded(z), obs=x)
+            fn = self.decoded(z)
+            self.besides(x, z, fn)
+            pyro.sample("x", fn, obs=x)
 
     def guide(self, x: Tensor) -> None:
         self.registered()
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.encoded(x))
+
+    def besides(self, x: Tensor, z: Tensor, fn: Any) -> None:
+        """What the model is to minimise besides, by `pvi.penalty`, inside the plate of the data.
+
+        Args:
+            x: data `(B, *shape)`.
+            z: latents `(*particles, B, d)`.
+            fn: $p(x \\mid z)$ as distributions.
+        """
 
     def encoded(self, x: Tensor) -> Any:
         """$q(z \\mid x)$ as distributions, for x `(*batch, *shape)`."""
