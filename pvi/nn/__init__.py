@@ -1,6 +1,7 @@
 """Networks for encoders and decoders; any `nn.Module` of one's own does as well."""
 
 from pvi.nn.component import Component, describe
+from pvi.nn.joint import JointMLP
 from pvi.nn.mlp import MLP, GatedMLP
 
-__all__ = ["MLP", "Component", "GatedMLP", "describe"]
+__all__ = ["MLP", "Component", "GatedMLP", "JointMLP", "describe"]

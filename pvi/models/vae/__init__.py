@@ -1,6 +1,7 @@
 """Variational autoencoders, composed from networks, likelihoods, priors and posteriors."""
 
 from pvi.models.vae.base import LatentVariableModel
+from pvi.models.vae.conditional import ConditionalVAE, SemiSupervisedVAE
 from pvi.models.vae.likelihoods import (
     Bernoulli,
     Categorical,
@@ -19,6 +20,7 @@ __all__ = [
     "AmortizedPosterior",
     "Bernoulli",
     "Categorical",
+    "ConditionalVAE",
     "ContinuousBernoulli",
     "Diagonal",
     "Gaussian",
@@ -28,5 +30,6 @@ __all__ = [
     "Mixture",
     "Poisson",
     "Prior",
+    "SemiSupervisedVAE",
     "Standard",
 ]
