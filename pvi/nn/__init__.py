@@ -2,6 +2,7 @@
 
 from pvi.nn.component import Component, describe
 from pvi.nn.conv import ConvDecoder, ConvEncoder, PatchDiscriminator
+from pvi.nn.joint import JointMLP
 from pvi.nn.mlp import MLP, GatedMLP
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "GatedMLP",
+    "JointMLP",
     "PatchDiscriminator",
     "describe",
 ]

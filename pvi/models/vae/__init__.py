@@ -2,6 +2,7 @@
 
 from pvi.models.vae.autoencoder import KLAutoencoder
 from pvi.models.vae.base import LatentVariableModel
+from pvi.models.vae.conditional import ConditionalVAE, SemiSupervisedVAE
 from pvi.models.vae.factor import FactorVAE
 from pvi.models.vae.gan import GAN
 from pvi.models.vae.likelihoods import (
@@ -23,6 +24,7 @@ __all__ = [
     "AmortizedPosterior",
     "Bernoulli",
     "Categorical",
+    "ConditionalVAE",
     "ContinuousBernoulli",
     "Diagonal",
     "FactorVAE",
@@ -34,5 +36,6 @@ __all__ = [
     "Mixture",
     "Poisson",
     "Prior",
+    "SemiSupervisedVAE",
     "Standard",
 ]

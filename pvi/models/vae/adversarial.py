@@ -25,7 +25,7 @@ class Adversarial(LatentVariableModel):
         """The adversary's network."""
         return self.adversary.network
 
-    def fit(self, X: Any, y: None = None, *, batch_size: int = 128, **options: Any) -> Self:
+    def fit(self, X: Any, y: Any = None, *, batch_size: int = 128, **options: Any) -> Self:
         options.setdefault("adversaries", [self.adversary])
         return super().fit(X, y, batch_size=batch_size, **options)
 

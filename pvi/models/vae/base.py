@@ -21,41 +21,37 @@ ROWS = 1024  # in a batch of what is not trained
 class LatentVariableModel(Saved):
     """A model $p(x \\mid z)\\, p(z)$ of data of one shape, and its guide $q(z \\mid x)$.
 
-    Both are Pyro programs of a batch `x` `(B, *shape)`, for `pvi.fit` or anything else that takes
-    programs. The methods are those of scikit-learn's estimators.
+    Both are Pyro programs of a batch, the tensors that `rows` makes of data, for `pvi.fit` or
+    anything else that takes programs. The methods are those of scikit-learn's estimators.
 
     Attributes:
+        model, guide: the programs $p(x, z)$ and $q(z \\mid x)$ of a batch.
         shape: of a datum.
         likelihood: of a datum, given what is decoded.
         fit_: the `pvi.Fit` of the last call of `fit`.
     """
 
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
     shape: tuple[int, ...]
     likelihood: Likelihood
     fit_: pvi.Fit | None = None
 
     @abstractmethod
-    def model(self, x: Tensor) -> Any:
-        """$p(x, z)$ for a batch `(B, *shape)`."""
-
-    @abstractmethod
-    def guide(self, x: Tensor) -> Any:
-        """$q(z \\mid x)$ for the same batch."""
-
-    @abstractmethod
-    def encode(self, X: Any) -> Tensor:
+    def encode(self, X: Any, y: Any = None) -> Tensor:
         """Posterior means of the latents, `(N, d)`.
 
         Args:
-            X: data `(N, *shape)`.
+            X, y: data, as in `fit`.
         """
 
     @abstractmethod
-    def decode(self, z: Any) -> Tensor:
+    def decode(self, z: Any, y: Any = None) -> Tensor:
         """Means of the data, given latents.
 
         Args:
             z: `(N, d)`.
+            y: as in `fit`.
 
         Returns:
             `(N, *shape)`.
@@ -65,55 +61,62 @@ class LatentVariableModel(Saved):
         """What `fit` maximises if it is not told: the ELBO with exact KLs where they exist."""
         return pvi.TraceMeanFieldELBO()
 
-    def fit(self, X: Any, y: None = None, *, batch_size: int = 128, **options: Any) -> Self:
+    def fit(self, X: Any, y: Any = None, *, batch_size: int = 128, **options: Any) -> Self:
         """Train on data; the result is the attribute `fit_`.
 
         Args:
             X: `(N, *shape)`, or another form of data that `pvi.fit` takes.
-            y: nothing, as in scikit-learn.
+            y: what else belongs to a datum, for models that have more.
             batch_size, options: as of `pvi.fit`, such as objective, epochs, lr, seed.
 
         Raises:
             DataError: X has another shape or elements outside of the likelihood's support.
         """
         options.setdefault("objective", self.objective())
-        data = self.data(X) if is_array(X) else X
+        data = self.rows(X, y) if is_array(X) else X
         self.fit_ = pvi.fit(self.model, self.guide, data, batch_size=batch_size, **options)
         return self
 
-    def reconstruct(self, X: Any) -> Tensor:
+    def reconstruct(self, X: Any, y: Any = None) -> Tensor:
         """Means of the data, given the posterior means of their latents: `(N, *shape)`.
 
         Args:
-            X: data `(N, *shape)`.
+            X, y: data, as in `fit`.
         """
-        return self.decode(self.encode(X))
+        return self.decode(self.encode(X, y), y)
 
     def sample(
-        self, num_samples: int = 1, *, mean: bool = False, seed: int | None = None
+        self, num_samples: int = 1, *given: Any, mean: bool = False, seed: int | None = None
     ) -> Tensor:
         """New data from the model, `(num_samples, *shape)`.
 
         Args:
             num_samples: how many.
+            given: for models of data with something else, that of each new datum.
             mean: their means, given their latents, as pictures are usually shown.
             seed: makes it repeatable.
         """
         with self.evaluating(seed):
-            fn = self.prior_predictive(num_samples)
+            fn = self.prior_predictive(num_samples, *given)
             return self.likelihood.mean(fn) if mean else fn.sample()
 
     @abstractmethod
-    def prior_predictive(self, num_samples: int) -> Any:
+    def prior_predictive(self, num_samples: int, *given: Any) -> Any:
         """The distributions of data given latents drawn from the prior, `(num_samples)` of them."""
 
     def score_samples(
-        self, X: Any, num_samples: int = 1000, *, seed: int | None = None, **options: Any
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        num_samples: int = 1000,
+        seed: int | None = None,
+        **options: Any,
     ) -> pvi.Evidence:
         """Log evidence of each datum by importance sampling, nats, with its standard error.
 
         Args:
-            X: data `(N, *shape)`.
+            X, y: data, as in `fit`.
             num_samples: draws for each.
             seed: makes it repeatable.
             options: as of `pvi.evidence`.
@@ -121,19 +124,27 @@ class LatentVariableModel(Saved):
         Returns:
             `log_evidence` and `se` `(N,)`, and whether to rely on them.
         """
-        x = self.data(X)
+        rows = self.rows(X, y)
         return pvi.evidence(
-            self.model, self.guide, x, num_samples=num_samples, seed=seed, **options
+            self.model, self.guide, *rows, num_samples=num_samples, seed=seed, **options
         )
 
-    def score(self, X: Any, y: None = None, num_samples: int = 1000) -> float:
+    def score(self, X: Any, y: Any = None, *, num_samples: int = 1000) -> float:
         """Mean log evidence of a datum, nats.
 
         Args:
             X, y, num_samples: as of `score_samples`.
         """
-        x = self.data(X)
-        return self.score_samples(x, num_samples, seed=0).total / len(x)
+        found = self.score_samples(X, y, num_samples=num_samples, seed=0)
+        return float(found.log_evidence.mean())
+
+    def rows(self, X: Any, y: Any = None) -> tuple[Tensor, ...]:
+        """The programs' arguments for data of `fit`.
+
+        Raises:
+            DataError: they do not fit the model.
+        """
+        return (self.data(X),)
 
     def data(self, X: Any) -> Tensor:
         """Data as a tensor that fits the model.
@@ -159,10 +170,11 @@ class LatentVariableModel(Saved):
         """
         self.likelihood.check(x)
 
-    def in_batches(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def in_batches(self, function: Callable[..., Tensor], *arrays: Tensor) -> Tensor:
         """A function of rows, on some at a time, without gradients and in evaluation mode."""
         with self.evaluating(None):
-            return torch.cat([function(rows) for rows in x.split(ROWS)])
+            parts = zip(*(x.split(ROWS) for x in arrays), strict=True)
+            return torch.cat([function(*part) for part in parts])
 
     @contextmanager
     def evaluating(self, seed: int | None) -> Iterator[None]:

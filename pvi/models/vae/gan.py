@@ -79,23 +79,23 @@ class GAN(Adversarial):
         """Data from latents: `(*batch, d)` to `(*batch, *shape)`."""
         return self.generator(z).reshape(*z.shape[:-1], *self.shape)
 
-    def decode(self, z: Any) -> Tensor:
+    def decode(self, z: Any, y: Any = None) -> Tensor:
         z = torch.as_tensor(z, dtype=torch.get_default_dtype())
         return self.in_batches(self.generated, z)
 
     def sample(
-        self, num_samples: int = 1, *, mean: bool = False, seed: int | None = None
+        self, num_samples: int = 1, *given: Any, mean: bool = False, seed: int | None = None
     ) -> Tensor:
         with self.evaluating(seed):
             return self.generated(self.prior(_no_encoder).expand([num_samples]).sample())
 
-    def prior_predictive(self, num_samples: int) -> NoReturn:
+    def prior_predictive(self, num_samples: int, *given: Any) -> NoReturn:
         raise ModelError(NO_DENSITY)
 
-    def encode(self, X: Any) -> NoReturn:
+    def encode(self, X: Any, y: Any = None) -> NoReturn:
         raise ModelError(NO_DENSITY)
 
-    def score_samples(self, X: Any, num_samples: int = 1000, **options: Any) -> NoReturn:
+    def score_samples(self, X: Any, y: Any = None, **options: Any) -> NoReturn:
         raise ModelError(NO_DENSITY)
 
     def beside(self, bound: float) -> str:

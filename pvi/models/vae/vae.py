@@ -90,12 +90,12 @@ class VAE(LatentVariableModel):
         """$p(x \\mid z)$ as distributions, for z `(*batch, d)`."""
         return self.likelihood(self.decoder(z), self.shape)
 
-    def encode(self, X: Any) -> Tensor:
+    def encode(self, X: Any, y: Any = None) -> Tensor:
         return self.in_batches(lambda x: self.posterior.mean(self.encoded(x)), self.data(X))
 
-    def decode(self, z: Any) -> Tensor:
+    def decode(self, z: Any, y: Any = None) -> Tensor:
         z = torch.as_tensor(z, dtype=torch.get_default_dtype())
         return self.in_batches(lambda z: self.likelihood.mean(self.decoded(z)), z)
 
-    def prior_predictive(self, num_samples: int) -> Any:
+    def prior_predictive(self, num_samples: int, *given: Any) -> Any:
         return self.decoded(self.prior(self.encoded).expand([num_samples]).sample())
