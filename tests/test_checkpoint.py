@@ -78,6 +78,22 @@ def momentum(parameters: list[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
 
 
+def contested() -> dict[str, Any]:
+    """With an adversary that starts late and draws random numbers of its own."""
+    network = nn.Sequential(nn.Linear(1, 4), nn.Dropout(0.2), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    adversary = pvi.Adversary(network, weight=0.3, start=2, unit="epoch", lr=0.01)
+
+    def model(x: Tensor) -> None:
+        scale = pyro.param("spread", torch.ones(()), constraint=dist.constraints.positive)
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        with pyro.plate("data", len(x)):
+            adversary((mu + scale * torch.randn(len(x))).unsqueeze(-1), x.unsqueeze(-1))
+            pyro.sample("x", dist.Normal(mu, scale), obs=x)
+
+    options = {"data": X, "steps": STEPS, "batch_size": 5, "accumulate": 2}
+    return {"model": model, "adversaries": [adversary], **options}
+
+
 Case = Callable[[], dict[str, Any]]
 STEPS = 30
 CASES: dict[str, Case] = {
@@ -111,6 +127,7 @@ CASES: dict[str, Case] = {
         | {"validation_data": X[:7] + 1, "validate_every": 3, "patience": 99}
     ),
     "rates": lambda: {"model": mean_model, "data": X, "steps": STEPS, "lr": {"*scale*": 0.01}},
+    "adversary": lambda: contested(),
     "AutoNormal": lambda: (
         {"model": mean_model, "data": X, "steps": STEPS}
         | {"guide": pyro.infer.autoguide.AutoNormal(mean_model)}
