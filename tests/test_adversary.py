@@ -180,8 +180,10 @@ def test_delayed_start(start: int, unit: Any) -> None:
 
 
 def test_bound_evidence_and_validation_are_the_plain_ones() -> None:
-    adversary = made(weight=5.0)
+    adversary, calls = made(weight=5.0), []
+    adversary.network.register_forward_hook(lambda *_: calls.append(0))
     fit = run(adversary, validation_data=X[:7], validate_every=1)
+    assert len(calls) == 3 * 4  # in a step: for the program, for real samples, for fakes
     w = end(fit)
     with fit.posterior.params.scope():
         loc = pyro.param("loc").detach()

@@ -1,5 +1,6 @@
 """What all models of the family can do: fit, encode, decode, draw, evaluate, save."""
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -201,7 +202,9 @@ class LatentVariableModel(Saved):
 
     def registered(self) -> None:
         """Tell Pyro of the parameters; to be called in both programs."""
-        pyro.module(type(self).__name__.lower(), self)
+        with warnings.catch_warnings():  # of Pyro's, on parameters that are frozen on purpose
+            warnings.filterwarnings("ignore", ".*requires_grad=False")
+            pyro.module(type(self).__name__.lower(), self)
 
 
 def is_array(x: Any) -> bool:
