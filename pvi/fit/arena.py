@@ -120,6 +120,7 @@ class Arena:
             with preserved_rng():
                 torch.manual_seed((self._seed + step) % 2**63)
                 own, term = one.losses(*one.seen())
+            one.forget()
             self._update(one, own, step)
             loss, mean = torch.stack([own.detach(), term.to(own)]).tolist()
             record |= {f"adversary/{one.name}/loss": loss, f"adversary/{one.name}/term": mean}

@@ -192,6 +192,8 @@ class Trainer:
         named = self.params.named()
         if not isinstance(self.guide, Laplace):
             return True
+        if self.arena.adversaries:
+            raise GuideError("Laplace finds the mode without steps, so it can't take adversaries")
         if named:
             raise GuideError(
                 f"Laplace finds the mode once, but the model has a parameter '{min(named)}' to "

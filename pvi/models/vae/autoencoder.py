@@ -97,11 +97,12 @@ class KLAutoencoder(Adversarial, VAE):
         if features is not None:
             features.requires_grad_(False)
         self.adversary_weight, self.adversary_start = adversary_weight, adversary_start
+        weights = [p for p in decoder.parameters() if p.dim() > 1]
         self.adversary = pvi.Adversary(
             discriminator or PatchDiscriminator(image, channels),
             name="patches",
             weight=adversary_weight,
-            adaptive=[p for p in decoder.parameters() if p.dim() > 1][-1],
+            adaptive=weights[-1] if weights else None,
             start=adversary_start,
             unit="epoch",
             event_dim=3,

@@ -49,7 +49,7 @@ class GAN(Adversarial):
         generator: nn.Module | None = None,
         discriminator: nn.Module | None = None,
         loss: str = "logistic",
-        lr: float = 2e-4,
+        lr: float = 1e-3,
         prior: Prior | None = None,
         hidden: Sequence[int] = (256, 256),
     ):
