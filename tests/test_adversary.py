@@ -16,7 +16,7 @@ import pvi
 from pvi.errors import FitError, ModelError, ObjectiveError
 from pvi.fit.adversary import GAMES
 from pvi.fit.arena import MOST
-from pvi.models.vae import FactorVAE, Gaussian
+from pvi.models.vae import VAE, FactorVAE, Gaussian
 from pvi.models.vae.factor import permuted
 from pvi.nn import MLP
 from tests.scenarios import EXACT, randn
@@ -140,11 +140,13 @@ def test_buffers_change_in_the_networks_own_steps_only() -> None:
     assert int(network[1].num_batches_tracked) == 8  # real and fake
 
 
-def small_vae(adversary: pvi.Adversary | None = None) -> tuple[FactorVAE, Tensor]:
+def small_vae(*, plain: bool = False) -> tuple[Any, Tensor]:
     torch.manual_seed(1)
     discriminator = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.1), nn.Linear(8, 1))
     parts = {"likelihood": Gaussian(0.5), "hidden": (6,)}
-    return FactorVAE(3, 2, gamma=0.0, discriminator=discriminator, **parts), randn(20, 3).double()
+    own = {"gamma": 0.0, "discriminator": discriminator}
+    model = VAE(3, 2, **parts) if plain else FactorVAE(3, 2, **own, **parts)
+    return model, randn(20, 3).double()
 
 
 def test_weight_zero_is_the_plain_fit_bit_by_bit() -> None:
@@ -153,8 +155,8 @@ def test_weight_zero_is_the_plain_fit_bit_by_bit() -> None:
     one, x = small_vae()
     before = weights_of(one.discriminator)
     one.fit(x, **options)
-    two, _ = small_vae()
-    two.fit(x, adversaries=[], **options)
+    two, _ = small_vae(plain=True)
+    two.fit(x, **options)
     assert all(map(torch.equal, one.state_dict().values(), two.state_dict().values()))
     assert np.array_equal(one.result().history["loss"], two.result().history["loss"])
     assert not torch.equal(weights_of(one.discriminator), before)
@@ -376,6 +378,10 @@ def test_refusals() -> None:
         pvi.fit(Shift(), guide, X, adversaries=made(), steps=2)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="saw nothing"):
         pvi.fit(Shift(), guide, X, adversaries=[made()], steps=2)
+    with pytest.raises(FitError, match="'adversary', which this fit was not given"):
+        pvi.fit(Shift(made()), guide, X, adversaries=[made()], steps=2)
+    with pytest.raises(FitError, match="'adversary', which this fit was not given"):
+        pvi.fit(Shift(made()), guide, X, steps=2)
     with pytest.raises(ModelError, match="event_dim=3"):
         run(made(event_dim=3))
     with pytest.raises(ModelError, match="last layer before the fakes"):

@@ -1,8 +1,9 @@
 """`Adversary`: a network that tells two kinds of samples apart, and the penalty that it gives."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,12 @@ from pvi.fit.arguments import made_optimizer
 
 Factory = Callable[[list], torch.optim.Optimizer]
 Real = Tensor | Callable[[Tensor], Tensor]
+
+NOT_GIVEN = (
+    "the program calls the adversary '{0}', which this fit was not given: pass adversaries=[...], "
+    "with weight=0 if it is to have no effect"
+)
+PLAYERS: ContextVar[Mapping["Adversary", bool] | None] = ContextVar("players", default=None)
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,8 @@ class Adversary:
     | "logistic" | softplus(-s) | softplus(s) | softplus(-s), "non-saturating" |
     | "squares" | $(s-1)^2$ | $s^2$ | $\\frac12 (s-1)^2$ |
 
-    Everywhere else, in validation, evidence, posteriors and looks at the program, it does nothing.
-    It is no module: what holds it does not hold the parameters of its network.
+    Outside of fits, and in their validation and looks at the program, it does nothing. It is no
+    module: what holds it does not hold the parameters of its network.
 
     Args:
         network: from `(n, *event)` to scores `(n, *any)`, such as those of patches of an image.
@@ -117,7 +124,6 @@ class Adversary:
         self.network, self.name, self.loss, self.weight = network, name, loss, weight
         self.adaptive, self.start, self.unit, self.event_dim = adaptive, start, unit, event_dim
         self.lr, self.optimizer, self.clip_norm = lr, optimizer, clip_norm
-        self._playing = False
         self._seen: list[tuple[Tensor, Real]] = []
         self._check()
         self._game = GAMES[loss] if isinstance(loss, str) else loss
@@ -131,9 +137,15 @@ class Adversary:
                 fakes `(n, *event)` without their gradients, when the network takes its step.
 
         Raises:
+            FitError: the fit was not given this adversary.
             ModelError: shapes that don't fit each other.
         """
-        if not (self._playing and torch.is_grad_enabled()):
+        players = PLAYERS.get()
+        if players is None or not torch.is_grad_enabled():
+            return
+        if self not in players:
+            raise FitError(NOT_GIVEN.format(self.name))
+        if not players[self]:
             return
         event = fake.shape[fake.dim() - self.event_dim :]
         seen = fake if callable(real) else real
@@ -191,15 +203,6 @@ class Adversary:
         real = made or [self._flat(x) for _, x in self._seen if isinstance(x, Tensor)]
         return fake, torch.cat(real).to(like)
 
-    @contextmanager
-    def playing(self) -> Iterator[None]:
-        """Inside, calls count."""
-        self._playing = True
-        try:
-            yield
-        finally:
-            self._playing = False
-
     def forget(self) -> None:
         """Drop the samples of the last step."""
         self._seen = []
@@ -244,6 +247,20 @@ class Adversary:
             raise FitError(
                 f"{who}: adaptive must be a parameter of a program, got {self.adaptive!r}"
             )
+
+
+@contextmanager
+def playing(players: Mapping[Adversary, bool]) -> Iterator[None]:
+    """Inside, programs take the steps of a fit.
+
+    Args:
+        players: its adversaries, and whether they have started.
+    """
+    token = PLAYERS.set(players)
+    try:
+        yield
+    finally:
+        PLAYERS.reset(token)
 
 
 def _leaves(network: nn.Module) -> Iterable[Tensor]:

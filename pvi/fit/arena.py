@@ -1,7 +1,7 @@
 """The adversaries of one fit: the weights of their terms and their own steps."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,7 @@ from pvi.engine.objective import Evaluation
 from pvi.engine.terms import Terms
 from pvi.engine.traces import preserved_rng
 from pvi.errors import FitError, ModelError, ObjectiveError
-from pvi.fit.adversary import Adversary
+from pvi.fit.adversary import Adversary, playing
 from pvi.fit.faults import SHOWN, total_norm
 from pvi.fit.storage import Tree
 
@@ -75,9 +75,8 @@ class Arena:
     @contextmanager
     def playing(self, step: int) -> Iterator[None]:
         """Inside, the adversaries that have started by this step take part in the programs."""
-        with ExitStack() as stack:
-            for one in self._started(step):
-                stack.enter_context(one.playing())
+        started = self._started(step)
+        with playing({one: one in started for one in self.adversaries}):
             yield
 
     def weighed(self, value: Evaluation, step: int) -> Evaluation:
