@@ -53,7 +53,7 @@ GAMES = {
 class Adversary:
     """A network that scores samples, trained against a program in the steps of one fit.
 
-    Call it in the model (or the guide) inside the plate of the data, and give it to the fit:
+    Call it in the model (or the guide) inside the plate of the data, and give it to the fit::
 
         adversary = pvi.Adversary(network, event_dim=3)
 
@@ -69,14 +69,12 @@ class Adversary:
     each datum, besides the bound and never part of it. Its gradient reaches the fakes but not the
     network. After the step the network takes one of its own, with its own optimiser, on the same
     samples, detached: it minimises $\\frac12 E[\\ell_1(s(\\mathrm{real}))] + \\frac12
-    E[\\ell_0(s(\\mathrm{fake}))]$ in its score s:
+    E[\\ell_0(s(\\mathrm{fake}))]$ in its score s. By `loss`:
 
-    | loss | $\\ell_1(s)$, real | $\\ell_0(s)$, fake | term for the program |
-    |---|---|---|---|
-    | "hinge" | $\\max(0, 1-s)$ | $\\max(0, 1+s)$ | $-s$ |
-    | "ratio" | softplus(-s) | softplus(s) | $-s$, at best the log of density fake / real |
-    | "logistic" | softplus(-s) | softplus(s) | softplus(-s), "non-saturating" |
-    | "squares" | $(s-1)^2$ | $s^2$ | $\\frac12 (s-1)^2$ |
+    - "hinge": $\\ell_1 = \\max(0, 1-s)$, $\\ell_0 = \\max(0, 1+s)$, term $-s$
+    - "ratio": softplus(-s), softplus(s), term $-s$, at best the log of density fake / real
+    - "logistic": softplus(-s), softplus(s), term softplus(-s), the non-saturating one
+    - "squares": $(s-1)^2$, $s^2$, term $\\frac12 (s-1)^2$
 
     Outside of fits, and in their validation and looks at the program, it does nothing. It is no
     module: what holds it does not hold the parameters of its network.
