@@ -14,6 +14,7 @@ NEEDS_DATA = {
     "starts": "posteriordb",
 }  # name -> its folder under --data
 NAMES = (
+    "adversaries",
     "parity",
     "from_pyro",
     "gradients",
