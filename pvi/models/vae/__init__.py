@@ -2,6 +2,12 @@
 
 from pvi.models.vae.base import LatentVariableModel
 from pvi.models.vae.conditional import ConditionalVAE, SemiSupervisedVAE
+from pvi.models.vae.counts import (
+    DiscretizedLogistic,
+    NegativeBinomial,
+    ZeroInflatedNegativeBinomial,
+)
+from pvi.models.vae.flows import Autoregressive, FlowPosterior, FlowPrior
 from pvi.models.vae.likelihoods import (
     Bernoulli,
     Categorical,
@@ -11,25 +17,33 @@ from pvi.models.vae.likelihoods import (
     Likelihood,
     Poisson,
 )
-from pvi.models.vae.posteriors import AmortizedPosterior, Diagonal
-from pvi.models.vae.priors import Mixture, Prior, Standard
+from pvi.models.vae.posteriors import AmortizedPosterior, Diagonal, FullCovariance
+from pvi.models.vae.priors import Mixture, Prior, Standard, Vamp
 from pvi.models.vae.vae import VAE
 
 __all__ = [
     "VAE",
     "AmortizedPosterior",
+    "Autoregressive",
     "Bernoulli",
     "Categorical",
     "ConditionalVAE",
     "ContinuousBernoulli",
     "Diagonal",
+    "DiscretizedLogistic",
+    "FlowPosterior",
+    "FlowPrior",
+    "FullCovariance",
     "Gaussian",
     "Laplace",
     "LatentVariableModel",
     "Likelihood",
     "Mixture",
+    "NegativeBinomial",
     "Poisson",
     "Prior",
     "SemiSupervisedVAE",
     "Standard",
+    "Vamp",
+    "ZeroInflatedNegativeBinomial",
 ]

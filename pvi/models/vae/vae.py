@@ -63,8 +63,10 @@ class VAE(LatentVariableModel):
     def model(self, x: Tensor) -> None:
         self.registered()
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", self.prior(self.encoded))
-            pyro.sample("x", self.decoded(z), obs=x)
+            z = pyro.sample("z", self.prior(self.inferred))
+            fn = self.decoded(z)
+            self.likelihood.learn(fn, x)
+            pyro.sample("x", fn, obs=x)
 
     def guide(self, x: Tensor) -> None:
         self.registered()
@@ -73,7 +75,11 @@ class VAE(LatentVariableModel):
 
     def encoded(self, x: Tensor) -> Any:
         """$q(z \\mid x)$ as distributions, for x `(*batch, *shape)`."""
-        return self.posterior(self.encoder(self.likelihood.features(x)))
+        return self.inferred(self.likelihood.features(x))
+
+    def inferred(self, inputs: Tensor) -> Any:
+        """The posteriors for inputs of the encoder."""
+        return self.posterior(self.encoder(inputs))
 
     def decoded(self, z: Tensor) -> Any:
         """$p(x \\mid z)$ as distributions, for z `(*batch, d)`."""
@@ -87,4 +93,4 @@ class VAE(LatentVariableModel):
         return self.in_batches(lambda z: self.likelihood.mean(self.decoded(z)), z)
 
     def prior_predictive(self, num_samples: int, *given: Any) -> Any:
-        return self.decoded(self.prior(self.encoded).expand([num_samples]).sample())
+        return self.decoded(self.prior(self.inferred).expand([num_samples]).sample())
