@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pvi.errors import DataError, FitError, ModelError
-from pvi.models.vae import GAN, VAE, FactorVAE, Gaussian, KLAutoencoder, Laplace
+from pvi.models.vae import (
+    GAN,
+    VAE,
+    FactorVAE,
+    FullCovariance,
+    Gaussian,
+    KLAutoencoder,
+    Laplace,
+)
 from pvi.nn import MLP, ConvDecoder, ConvEncoder, PatchDiscriminator
 from pvi.nn.conv import sizes
 from tests.scenarios import EXACT, randn
@@ -125,6 +133,17 @@ def test_scores_are_those_of_the_model_as_it_is() -> None:
     plain = VAE((1, 6, 6), 18, **parts)  # type: ignore[arg-type]
     found = [m.score_samples(x[:4], num_samples=50, seed=1).log_evidence for m in (model, plain)]
     assert np.array_equal(*map(np.asarray, found))
+
+
+def test_other_posteriors_and_likelihoods() -> None:
+    """A full covariance, whose numbers make no maps, and a likelihood of two numbers each."""
+    model, x = autoencoder(posterior=FullCovariance(18))
+    model.fit(x, batch_size=6, steps=2, seed=0)
+    assert model.encode(x).shape == (12, 18)
+    torch.manual_seed(0)
+    other = KLAutoencoder((1, 6, 6), 2, channels=(4,), likelihood=Gaussian("decoded"))
+    other.fit(x, batch_size=6, steps=2, seed=0)
+    assert other.reconstruct(x).shape == x.shape
 
 
 def test_delayed_by_epochs() -> None:

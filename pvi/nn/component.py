@@ -48,6 +48,8 @@ def describe(value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [describe(x) for x in value]
+    if isinstance(value, Mapping):
+        return {"dict": {str(k): describe(v) for k, v in value.items()}}
     if isinstance(value, Component) and type(value).__module__.startswith("pvi."):
         name = f"{type(value).__module__}:{type(value).__qualname__}"
         return {
@@ -57,7 +59,7 @@ def describe(value: Any) -> Any:
     if isinstance(value, nn.Module):
         return {"module": type(value).__name__}
     raise CheckpointError(
-        f"{value!r} can't be saved as plain data; use numbers, strings, lists or modules"
+        f"{value!r} can't be saved as plain data; use numbers, strings, lists, dicts or modules"
     )
 
 
@@ -75,6 +77,8 @@ def make(described: Any, given: Mapping[str, Any], name: str = "") -> Any:
         return [make(x, given, name) for x in described]
     if not isinstance(described, Mapping):
         return described
+    if "dict" in described:
+        return {k: make(v, given, name) for k, v in described["dict"].items()}
     if "module" in described:
         raise CheckpointError(
             f"'{name}' is a {described['module']} of your own, whose code is not saved: give it to "

@@ -3,7 +3,13 @@
 from pvi.models.vae.autoencoder import KLAutoencoder
 from pvi.models.vae.base import LatentVariableModel
 from pvi.models.vae.conditional import ConditionalVAE, SemiSupervisedVAE
+from pvi.models.vae.counts import (
+    DiscretizedLogistic,
+    NegativeBinomial,
+    ZeroInflatedNegativeBinomial,
+)
 from pvi.models.vae.factor import FactorVAE
+from pvi.models.vae.flows import Autoregressive, FlowPosterior, FlowPrior
 from pvi.models.vae.gan import GAN
 from pvi.models.vae.likelihoods import (
     Bernoulli,
@@ -14,28 +20,36 @@ from pvi.models.vae.likelihoods import (
     Likelihood,
     Poisson,
 )
-from pvi.models.vae.posteriors import AmortizedPosterior, Diagonal
-from pvi.models.vae.priors import Mixture, Prior, Standard
+from pvi.models.vae.posteriors import AmortizedPosterior, Diagonal, FullCovariance
+from pvi.models.vae.priors import Mixture, Prior, Standard, Vamp
 from pvi.models.vae.vae import VAE
 
 __all__ = [
     "GAN",
     "VAE",
     "AmortizedPosterior",
+    "Autoregressive",
     "Bernoulli",
     "Categorical",
     "ConditionalVAE",
     "ContinuousBernoulli",
     "Diagonal",
+    "DiscretizedLogistic",
     "FactorVAE",
+    "FlowPosterior",
+    "FlowPrior",
+    "FullCovariance",
     "Gaussian",
     "KLAutoencoder",
     "Laplace",
     "LatentVariableModel",
     "Likelihood",
     "Mixture",
+    "NegativeBinomial",
     "Poisson",
     "Prior",
     "SemiSupervisedVAE",
     "Standard",
+    "Vamp",
+    "ZeroInflatedNegativeBinomial",
 ]

@@ -80,7 +80,8 @@ class KLAutoencoder(Adversarial, VAE):
         convs = {"channels": channels, "blocks": blocks}
         seen = tuple(likelihood.features(torch.zeros(1, *image)).shape[1:])
         out = (likelihood.width * image[0], *image[1:])
-        encoder = encoder or ConvEncoder(seen, (width // (h * w), h, w), **convs)
+        numbers = width if width % (h * w) else (width // (h * w), h, w)  # as maps where possible
+        encoder = encoder or ConvEncoder(seen, numbers, **convs)
         decoder = decoder or ConvDecoder((c, h, w), out, **convs)
         super().__init__(
             image,

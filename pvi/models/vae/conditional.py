@@ -103,7 +103,9 @@ class ConditionalVAE(_Conditioned):
         self.registered()
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior(c))
-            pyro.sample("x", self.decoded(z, c), obs=x)
+            fn = self.decoded(z, c)
+            self.likelihood.learn(fn, x)
+            pyro.sample("x", fn, obs=x)
 
     def guide(self, x: Tensor, c: Tensor) -> None:
         self.registered()
@@ -194,7 +196,9 @@ class SemiSupervisedVAE(_Conditioned):
         with pyro.plate("data", len(x)):
             label = pyro.sample("y", dist.Categorical(logits=x.new_zeros(self.classes)))
             z = pyro.sample("z", dist.Normal(x.new_zeros(self.latents), 1.0).to_event(1))
-            pyro.sample("x", self.decoded(z, self._one_hot(label)), obs=x)
+            fn = self.decoded(z, self._one_hot(label))
+            self.likelihood.learn(fn, x)
+            pyro.sample("x", fn, obs=x)
 
     def guide(self, x: Tensor, y: Tensor) -> None:
         """A known label has all of q(y): the sum over labels is then its term alone."""

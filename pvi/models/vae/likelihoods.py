@@ -5,7 +5,7 @@ anything that can be reshaped so (a convolutional one has `width * channels` cha
 """
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -16,6 +16,7 @@ from pvi.errors import DataError, ModelError
 from pvi.nn import Component
 
 FLOOR = 1e-4  # of scales
+MOMENTUM = 0.05  # share of a step in a running mean
 
 
 class Likelihood(Component):
@@ -25,7 +26,7 @@ class Likelihood(Component):
     """
 
     width: int = 1
-    values: ClassVar[str]  # what the data may be, in words
+    values: str  # what the data may be, in words
 
     @abstractmethod
     def elements(self, h: Tensor) -> Any:
@@ -64,6 +65,9 @@ class Likelihood(Component):
     def mean(self, fn: Any) -> Tensor:
         """What is shown of a distribution `forward` has made: its mean, `(*batch, *shape)`."""
         return fn.mean
+
+    def learn(self, fn: Any, x: Tensor) -> None:
+        """Take note of data and their distribution in a step of a fit, outside of the gradient."""
 
     def check(self, x: Tensor) -> None:
         """Refuse data that have no density.
@@ -105,7 +109,7 @@ class Bernoulli(Likelihood):
     values = "values of 0 or 1"
 
     def elements(self, h: Tensor) -> Any:
-        return dist.Bernoulli(logits=h[0], validate_args=False)
+        return dist.Bernoulli(logits=h[0])
 
     def supports(self, x: Tensor) -> Tensor:
         return (x == 0) | (x == 1)
@@ -117,7 +121,7 @@ class ContinuousBernoulli(Likelihood):
     values = "values from 0 to 1"
 
     def elements(self, h: Tensor) -> Any:
-        return dist.ContinuousBernoulli(logits=h[0], validate_args=False)
+        return dist.ContinuousBernoulli(logits=h[0])
 
     def supports(self, x: Tensor) -> Tensor:
         return (x >= 0) & (x <= 1)
@@ -128,10 +132,12 @@ class Gaussian(Likelihood):
 
     Args:
         scale: s, a number; "learned" for one parameter; "decoded" for one for each element, from
-            the decoder.
+            the decoder; "optimal" for the root of the mean squared error (Rybkin et al. 2021,
+            eq. 6) as a running mean over the steps of a fit, which has no gradient.
     """
 
     values = "finite values"
+    running: Tensor
 
     def __init__(self, scale: float | str = "learned"):
         super().__init__()
@@ -139,11 +145,13 @@ class Gaussian(Likelihood):
         self.width = 2 if scale == "decoded" else 1
         if scale == "learned":
             self.log_scale = nn.Parameter(torch.zeros(()))
+        elif scale == "optimal":
+            self.register_buffer("running", torch.ones(()))
         elif scale != "decoded" and not (isinstance(scale, float | int) and scale > 0):
-            raise ModelError(f"scale must be > 0, 'learned' or 'decoded', got {scale!r}")
+            raise ModelError(f"scale must be > 0, 'learned', 'decoded' or 'optimal', got {scale!r}")
 
     def elements(self, h: Tensor) -> Any:
-        return self._kind(h[0], self._scale(h), validate_args=False)
+        return self._kind(h[0], self._scale(h))
 
     _kind = dist.Normal
 
@@ -152,7 +160,19 @@ class Gaussian(Likelihood):
             return softplus(h[1]) + FLOOR
         if self.scale == "learned":
             return self.log_scale.exp().expand(h[0].shape)
+        if self.scale == "optimal":
+            return self.running.clone().expand(h[0].shape)
         return h.new_tensor(self.scale).expand(h[0].shape)
+
+    def learn(self, fn: Any, x: Tensor) -> None:
+        if self.scale == "optimal" and self.training:
+            now = self._deviation(x - fn.mean.detach())
+            self.running.lerp_(now.to(self.running).clamp(min=FLOOR), MOMENTUM)
+
+    @staticmethod
+    def _deviation(error: Tensor) -> Tensor:
+        """The most likely scale, given errors."""
+        return error.square().mean().sqrt()
 
     def supports(self, x: Tensor) -> Tensor:
         return x.isfinite()
@@ -166,6 +186,10 @@ class Laplace(Gaussian):
     """
 
     _kind = dist.Laplace
+
+    @staticmethod
+    def _deviation(error: Tensor) -> Tensor:
+        return error.abs().mean()
 
 
 class Categorical(Likelihood):
@@ -182,7 +206,7 @@ class Categorical(Likelihood):
         self.num_classes = self.width = num_classes
 
     def elements(self, h: Tensor) -> Any:
-        return dist.Categorical(logits=h.movedim(0, -1), validate_args=False)
+        return dist.Categorical(logits=h.movedim(0, -1))
 
     def supports(self, x: Tensor) -> Tensor:
         return (x >= 0) & (x < self.num_classes) & (x == x.floor())
@@ -202,7 +226,7 @@ class Poisson(Likelihood):
     values = "whole numbers from 0"
 
     def elements(self, h: Tensor) -> Any:
-        return dist.Poisson(softplus(h[0]) + FLOOR, validate_args=False)
+        return dist.Poisson(softplus(h[0]) + FLOOR)
 
     def supports(self, x: Tensor) -> Tensor:
         return (x >= 0) & (x == x.floor()) & x.isfinite()

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -44,3 +45,25 @@ class Diagonal(AmortizedPosterior):
     def forward(self, h: Tensor) -> Any:
         loc, raw = h.chunk(2, -1)
         return dist.Normal(loc, softplus(raw) + FLOOR).to_event(1)
+
+
+class FullCovariance(AmortizedPosterior):
+    """$N(m, L L^\\top)$, L lower triangular from the encoder, with a positive diagonal.
+
+    Args:
+        latents: d.
+    """
+
+    def __init__(self, latents: int):
+        super().__init__()
+        self.latents = latents
+        self.width = latents + latents * (latents + 1) // 2
+
+    def forward(self, h: Tensor) -> Any:
+        d = self.latents
+        loc, raw = h[..., :d], h[..., d:]
+        rows, columns = torch.tril_indices(d, d, device=h.device)
+        tril = raw.new_zeros(*raw.shape[:-1], d, d)
+        tril[..., rows, columns] = raw
+        diagonal = softplus(tril.diagonal(dim1=-2, dim2=-1)) + FLOOR
+        return dist.MultivariateNormal(loc, scale_tril=tril.tril(-1) + diagonal.diag_embed())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pvi.nn import Component
+from pvi.nn.mlp import Shape, as_shape
 
 Encode = Callable[[Tensor], Any]
 
@@ -23,7 +24,8 @@ class Prior(Component):
         """The distribution, batch shape `()`, event shape `(d,)`.
 
         Args:
-            encode: from data `(n, *shape)` to their posteriors; for priors made of these.
+            encode: from inputs of the encoder `(n, *shape)` to posteriors, for priors made of
+                these.
         """
 
 
@@ -64,3 +66,25 @@ class Mixture(Prior):
         parts = dist.Normal(self.loc, softplus(self.raw_scale), validate_args=False).to_event(1)
         weights = dist.Categorical(logits=self.logits, validate_args=False)
         return dist.MixtureSameFamily(weights, parts, validate_args=False)
+
+
+class Vamp(Prior):
+    """$\\frac1K \\sum_k q(z \\mid u_k)$: the posteriors of learned pseudo-inputs (VampPrior).
+
+    Args:
+        shape: of what the encoder reads, which is the shape of a datum for most likelihoods.
+        components: K.
+        mean, sd: of the normals at which the pseudo-inputs start; choose them like the data.
+
+    Reference:
+        Tomczak and Welling (2018), VAE with a VampPrior, eq. 9.
+    """
+
+    def __init__(self, shape: Shape, components: int = 100, *, mean: float = 0.5, sd: float = 0.1):
+        super().__init__()
+        self.shape, self.components, self.mean, self.sd = as_shape(shape), components, mean, sd
+        self.inputs = nn.Parameter(mean + sd * torch.randn(components, *self.shape))
+
+    def forward(self, encode: Encode) -> Any:
+        weights = dist.Categorical(logits=self.inputs.new_zeros(self.components))
+        return dist.MixtureSameFamily(weights, encode(self.inputs))

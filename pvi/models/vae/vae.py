@@ -63,8 +63,9 @@ class VAE(LatentVariableModel):
     def model(self, x: Tensor) -> None:
         self.registered()
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", self.prior(self.encoded))
+            z = pyro.sample("z", self.prior(self.inferred))
             fn = self.decoded(z)
+            self.likelihood.learn(fn, x)
             self.besides(x, z, fn)
             pyro.sample("x", fn, obs=x)
 
@@ -84,7 +85,11 @@ class VAE(LatentVariableModel):
 
     def encoded(self, x: Tensor) -> Any:
         """$q(z \\mid x)$ as distributions, for x `(*batch, *shape)`."""
-        return self.posterior(self.encoder(self.likelihood.features(x)))
+        return self.inferred(self.likelihood.features(x))
+
+    def inferred(self, inputs: Tensor) -> Any:
+        """The posteriors for inputs of the encoder."""
+        return self.posterior(self.encoder(inputs))
 
     def decoded(self, z: Tensor) -> Any:
         """$p(x \\mid z)$ as distributions, for z `(*batch, d)`."""
@@ -98,4 +103,4 @@ class VAE(LatentVariableModel):
         return self.in_batches(lambda z: self.likelihood.mean(self.decoded(z)), z)
 
     def prior_predictive(self, num_samples: int, *given: Any) -> Any:
-        return self.decoded(self.prior(self.encoded).expand([num_samples]).sample())
+        return self.decoded(self.prior(self.inferred).expand([num_samples]).sample())
