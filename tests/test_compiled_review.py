@@ -145,6 +145,7 @@ def test_a_number_annealed_in_a_loop_of_ones_own() -> None:
     assert "beta" in loss.reason
 
 
+@pytest.mark.filterwarnings("ignore:.*not registered in the param store")
 def test_a_parameter_that_is_replaced_or_frozen_in_a_loop() -> None:
     model, program, loss = own_loop()
     model.net.weight = nn.Parameter(torch.full((1, 1), 2.0))
