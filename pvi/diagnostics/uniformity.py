@@ -67,12 +67,7 @@ def uniformity_band(num: int, prob: float = 0.95) -> tuple[np.ndarray, np.ndarra
         True
     """
     table = _tails(num)
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        inside = _pvalues(np.array([middle]), table)[0] <= 1 - prob
-        low, high = (middle, high) if inside else (low, middle)
-    kept = table > low
+    kept = table > _level(num, prob)
     counts = np.arange(num + 1)
     lower = np.where(kept, counts, num).min(1) / num
     upper = np.where(kept, counts, 0).max(1) / num
@@ -124,6 +119,17 @@ def holm(pvalues: np.ndarray) -> np.ndarray:
     factors = np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(pvalues[order] * factors), 1.0)
     return adjusted
+
+
+@lru_cache(maxsize=64)
+def _level(num: int, prob: float) -> float:
+    """The largest statistic that is as small with a probability of at most 1 - `prob`."""
+    table, low, high = _tails(num), 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        outside = _pvalues(np.array([middle]), table)[0] <= 1 - prob
+        low, high = (middle, high) if outside else (low, middle)
+    return low
 
 
 @lru_cache(maxsize=4)

@@ -137,16 +137,13 @@ class SBC:
         named = {f"{name}_{key}": x for key, all_ in stats.items() for name, x in all_.items()}
         sites = {f"{name}_{key}": name for key, all_ in stats.items() for name in all_}
         groups = {"prior_sbc": self.pit, "prior": self.truths, "sbc_stats": named}
-        made = {
-            group: xarray.Dataset(
-                {
-                    name: (("chain", "draw", *self.dims[sites.get(name, name)]), x[None])
-                    for name, x in values.items()
-                },
-                coords={"chain": [0], "draw": self.numbers},
-            )
-            for group, values in groups.items()
-        }
+        made = {}
+        for group, values in groups.items():
+            dims = {name: ("chain", "draw", *self.dims[sites.get(name, name)]) for name in values}
+            arrays = {name: (dims[name], x[None]) for name, x in values.items()}
+            sizes = {d: n for ds, x in arrays.values() for d, n in zip(ds, x.shape, strict=True)}
+            coords = {d: np.arange(n) for d, n in sizes.items()} | {"draw": self.numbers}
+            made[group] = xarray.Dataset(arrays, coords)
         tree = xarray.DataTree.from_dict(made)
         tree.attrs |= {"inference_library": "pvi", "num_draws": self.num_draws}
         return tree
@@ -183,11 +180,10 @@ class SBC:
         verdict = "miscalibrated" if failing else "no miscalibration found"
         lines = [f"{verdict}: smallest adjusted p {_p(self.pvalue)} ({number}; {tests})"]
         lines += self._warnings()
-        shapes = dict.fromkeys(found[label] for label, *_ in failing)
-        if failing and all(name == LOG_JOINT for _, name, _ in failing):
+        shapes = dict.fromkeys(found[label] for label, name, _ in failing if name != LOG_JOINT)
+        lines += [f"- {ADVICE[shape]}" for shape in shapes]
+        if failing and not shapes:
             lines.append(f"- {JOINT_ONLY}")
-        else:
-            lines += [f"- {ADVICE[shape]}" for shape in shapes]
         cover = self.coverage([0.5, 0.9])
         zscores, contraction = self.zscores, self.contraction
         cells = []
@@ -197,8 +193,8 @@ class SBC:
             numbers += [_p(self.asymmetry[name][at])]
             numbers += [f"{cover[name][(i, *at)]:.2f}" for i in (0, 1)]
             every = (slice(None), *at)
-            numbers += [f"{np.median(zscores[name][every]):+.2f}"]
-            numbers += [f"{np.median(contraction[name][every]):.2f}"]
+            numbers += [_median(zscores[name][every], "+.2f")]
+            numbers += [_median(contraction[name][every], ".2f")]
             cells.append([label, *numbers, found[label] if failed else ""])
         header = ["", "p", "adjusted", "asymmetry", "50 %", "90 %", "z", "contraction", "shape"]
         lines.append(table(header, cells))
@@ -260,6 +256,11 @@ class SBC:
             name: part.reshape(p.shape)
             for part, (name, p) in zip(parts, self.pvalues.items(), strict=True)
         }
+
+
+def _median(values: np.ndarray, form: str) -> str:
+    finite = values[np.isfinite(values)]
+    return format(np.median(finite), form) if len(finite) else "-"
 
 
 def _p(value: float) -> str:

@@ -1,7 +1,7 @@
 """`pvi.sbc`: do fits of simulated data recover what the data were simulated from?"""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -60,8 +60,8 @@ def sbc(
         guide: as in `pvi.fit` (`None`, a class of `pvi.guides`, a guide that is copied for each
             fit, a Pyro program), or a function without arguments that makes one. Or a trained `Fit`
             or `Posterior` whose guide reads its latents off the data: it is reused, without fits.
-        data, args, kwargs: as in `pvi.fit`. Covariates stay as they are; observations give shapes
-            and masks only, their values are replaced.
+        data, args, kwargs: as in `pvi.fit`; by default those of a trained fit. Covariates stay as
+            they are; observations give shapes and masks only, their values are replaced.
         simulator: another program with the same sites that data are drawn from, to study a fitted
             model that is wrong.
         num_simulations: data sets N.
@@ -106,7 +106,7 @@ def sbc(
         ...     pyro.sample("mu", dist.Normal(y.sum() / 4, 0.5))
         >>> y = torch.zeros(3)
         >>> exact = Posterior(model, posterior, y)  # or a Fit with an amortised guide
-        >>> found = sbc(model, exact, y, num_simulations=50, num_draws=99, seed=0)
+        >>> found = sbc(model, exact, y, num_simulations=50, num_draws=99, seed=1)
         >>> found.ranks["mu"].shape, found.calibrated
         ((50,), True)
     """
@@ -173,7 +173,9 @@ def _task(
         )
     if posterior is not None and options:
         raise FitError(f"a trained guide is not fitted again: leave out {', '.join(options)}")
-    rows = as_data(data, args, kwargs, model).kept()
+    given = not (isinstance(data, tuple) and not data) or args or kwargs
+    rows = as_data(data, args, kwargs, model) if given or posterior is None else posterior.data
+    rows = rows.kept()
     if posterior is None:
         for program in dict.fromkeys((model, simulator or model)):
             check_fixed(program, *rows.whole())

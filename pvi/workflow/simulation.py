@@ -139,8 +139,8 @@ class Task:
         if self.posterior is not None:
             guide, params = self.posterior.guide, self.posterior.params
             caveats = self.posterior.reservations
-            made = Posterior(drawn.model, guide, drawn.data, params=params, caveats=caveats)
-            return made, ""
+            shared: Any = {"params": params, "caveats": caveats, "checked": True}
+            return Posterior(drawn.model, guide, drawn.data, **shared), ""
         guide, seed = fresh(self.guide), self.seeds(number)[1]
         done = fit(drawn.model, guide, data, **rest, seed=seed, progress=False, **self.options)
         if done.reason == "interrupted":
