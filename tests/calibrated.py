@@ -28,6 +28,13 @@ def wide_line(x: Tensor, y: Tensor) -> None:
     line(x, y, prior_sd=3.0)
 
 
+def renamed(x: Tensor, y: Tensor) -> None:
+    """The same with another name of its latent."""
+    c = pyro.sample("c", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ c, 1.0), obs=y)
+
+
 def exact(x: Tensor, y: Tensor, rows: int = 10, shift: float = 0.0, width: float = 1.0) -> None:
     """The posterior given the first `rows`, moved by `shift` sds, its sds times `width`."""
     cov = torch.linalg.inv(x[:rows].T @ x[:rows] + torch.eye(2))
@@ -93,3 +100,10 @@ def residual(x: Tensor, y: Tensor) -> None:
     with pyro.plate("data", len(x)):
         pyro.sample("y", dist.Normal(b * x[:, 0], 1.0), obs=y)
     pyro.deterministic("left", (y - b * x[:, 0]).sum(-1, keepdim=True), event_dim=1)
+
+
+def part(y: Tensor) -> None:
+    """The model takes some of its rows a call."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y), subsample_size=2) as rows:
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y[rows])

@@ -38,6 +38,8 @@ from tests.calibrated import (
     halved,
     line,
     local,
+    part,
+    renamed,
     residual,
     series,
     shifted,
@@ -304,7 +306,7 @@ class TestFits:
 
         options: Any = {"reparam": "noncentered", "num_simulations": 2, **QUICK}
         found = pvi.sbc(centred, pvi.guides.FullRank, torch.zeros(3), **options)
-        assert set(found.pit) == {"mu", "theta"} and "no log_joint" in str(found)
+        assert set(found.pit) == {"mu", "theta"} and "log_joint is left out" in str(found)
 
 
 class TestReport:
@@ -403,6 +405,8 @@ class TestRefused:
         ("model", "guide", "data", "options", "error", "message"),
         [
             (series, None, torch.ones(9), {}, ModelError, "'y' has another density.*simulator="),
+            (line, None, (X, Y), {"simulator": renamed}, ModelError, "no site 'b'"),
+            (part, None, torch.ones(9), {}, ModelError, "2 of 9 elements.*batch_size="),
             (line, None, (X,), {"kwargs": {"y": None}}, ModelError, "no observed site"),
             (line, None, (X, Y), {"stepz": 3}, FitError, "stepz"),
             (line, None, (X, Y), {"correct": "is"}, FitError, "correct must be None or 'psis'"),

@@ -54,7 +54,7 @@ def plot_calibration(
     labels = ("share of draws below the truth",) * 2 + ("probability of central interval",)
     for axes, label in zip(grid[-1], labels, strict=True):
         axes.set_xlabel(label, fontsize=9)
-    text = f"grey: where all bars and lines of calibrated fits stay with probability {prob:g}"
+    text = f"grey: where all bars, or the line, of calibrated fits stay with probability {prob:g}"
     figure.supxlabel("; ".join(filter(None, [text, note])), fontsize=8, color="#606060")
     return figure
 

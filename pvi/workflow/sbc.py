@@ -20,6 +20,9 @@ from pvi.workflow.simulation import LOG_JOINT, Drawn, Quantity, Record, Task, ch
 from pvi.workflow.stored import Folder, saved_seed
 from pvi.workflow.workers import records, start_method
 
+NO_JOINT = (
+    "log_joint is left out: with reparam= fits have other coordinates (or a site has its name)"
+)
 TRIES = 5  # simulations of which one must succeed
 OURS = ("model", "guide", "data", "args", "kwargs", "seed", "progress", "checkpoint", "every")
 
@@ -122,7 +125,7 @@ def sbc(
     folder = None if path is None else Folder(path, _settings(task, drawn))
     known = {} if folder is None else folder.records()
     found = {number: record for number, record in known.items() if number < num_simulations}
-    notes = [] if task.log_joint else ["no log_joint: reparam= gives the fits other coordinates"]
+    notes = [] if task.log_joint else [NO_JOINT]
     todo = [number for number in range(num_simulations) if number not in found]
     method, payload, note = start_method(task, min(num_workers, len(todo)))
     notes += filter(None, [note])
@@ -209,6 +212,7 @@ def _look(task: Task) -> Drawn:
     for number in range(TRIES):
         try:
             drawn = task.draw(number)
+            task.log_joint &= LOG_JOINT not in drawn.truth
             break
         except PviError:
             raise
@@ -230,6 +234,8 @@ def _look(task: Task) -> Drawn:
                 f"quantities['{name}'] must be a function under a name that no site has "
                 f"({', '.join([*names, LOG_JOINT])} are taken)"
             )
+    if task.log_joint:
+        task.density(drawn)
     if task.posterior is not None:
         _check_amortized(task, drawn)
     return drawn

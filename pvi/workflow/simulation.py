@@ -163,6 +163,7 @@ class Task:
         names = [n for n, node in nodes.items() if not node["infer"].get("was_observed")]
         latents = subset(made.trace, names)
         again = run(made.model, made.args, made.kwargs, latents)
+        _check_whole(nodes)
         _check_joint(nodes, sample_nodes(again))
         observed = {n: x for n, x in sample_nodes(again).items() if x["is_observed"]}
         truth = {n: nodes[n] for n in names} | deterministic_nodes(again)
@@ -223,6 +224,11 @@ class Task:
                 self._plan = make_plan(drawn.model, guide, args, kwargs, "joint", average=False)
             runner = Runner(drawn.model, guide, args, kwargs, self._plan)
             given = run(guide, args, kwargs, drawn.latents)
+            for name in sample_nodes(given):
+                if name not in drawn.truth:
+                    raise ModelError(
+                        f"the simulator has no site '{name}', which the model has: give it all"
+                    )
             return float(Run(runner, 1, given).draws().log_p)
 
 
@@ -329,6 +335,17 @@ def check_fixed(model: Program, args: tuple, kwargs: Mapping) -> None:
             "so that data and fits come from different models. Pass a Fit with an amortised guide "
             "in place of the guide, or fix them (requires_grad_(False), or priors on them)."
         )
+
+
+def _check_whole(nodes: Mapping[str, Any]) -> None:
+    for name, node in nodes.items():
+        for plate in plates_of(node):
+            if plate.size < plate.full_size:
+                raise ModelError(
+                    f"site '{name}' is in plate '{plate.name}', of which the model draws "
+                    f"{plate.size} of {plate.full_size} elements a call, so it makes no whole data "
+                    "set. Write the plate over all rows, and pass batch_size= for minibatches."
+                )
 
 
 def _check_joint(drawn: Mapping[str, Any], again: Mapping[str, Any]) -> None:
