@@ -168,6 +168,7 @@ class TestRanks:
 class TestCalibrated:
     def test_passes(self, calibrated: pvi.SBC) -> None:
         assert calibrated.calibrated and "no miscalibration found" in str(calibrated)
+        assert "240 simulations, 99 draws each" in repr(calibrated) and len(repr(calibrated)) < 200
         assert set(calibrated.ranks) == {"b", LOG_JOINT}
         assert calibrated.ranks["b"].shape == (240, 2)
         assert calibrated.ranks["b"].min() >= 0 and calibrated.ranks["b"].max() <= 99

@@ -23,10 +23,16 @@ LEVEL = 0.05  # of all tests together
 FEW = 0.05  # the share of simulations that may fail or not converge without a warning
 SHOWN = 12  # rows printed
 PANELS = 6  # rows drawn
+HEADER = ("", "p", "adjusted", "asymmetry", "50 %", "90 %", "z", "contraction", "shape")
+PASSED = (
+    "Ranks are averages over data from the prior: single data sets may be worse off (see "
+    "fit.diagnose()), and with few simulations small errors stay unseen."
+)
+Row = tuple[str, str, tuple[int, ...]]  # label, site and index of a scalar
 PROBS = tuple(np.linspace(0.05, 0.95, 19).round(2).tolist())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SBC:
     r"""Ranks of simulated truths among draws of their fits, and what they say of the fits.
 
@@ -171,41 +177,42 @@ class SBC:
         hidden = len(rows) - len(chosen)
         return plot_calibration(pits, f"{hidden} more with larger p-values" if hidden else "")
 
+    def __repr__(self) -> str:
+        return f"SBC({self._verdict()})"
+
+    def _verdict(self) -> str:
+        verdict = "no miscalibration found" if self.calibrated else "miscalibrated"
+        number = f"{len(self.numbers)} simulations, {self.num_draws} draws each"
+        return f"{verdict} in {number}: smallest adjusted p {_p(self.pvalue)}"
+
     def __str__(self) -> str:
         rows = self._rows()
         found = {label: shape_of(self.pit[n][(slice(None), *at)]) for label, n, at in rows}
         failing = [row for row in rows if self.adjusted[row[1]][row[2]] < LEVEL]
-        number = f"{len(self.numbers)} simulations, {self.num_draws} draws each"
         tests = f"{len(rows)} scalar{'s' * (len(rows) != 1)}, exact ECDF test, Holm's correction"
-        verdict = "miscalibrated" if failing else "no miscalibration found"
-        lines = [f"{verdict}: smallest adjusted p {_p(self.pvalue)} ({number}; {tests})"]
+        lines = [f"{self._verdict()} ({tests})"]
         lines += self._warnings()
         shapes = dict.fromkeys(found[label] for label, name, _ in failing if name != LOG_JOINT)
         lines += [f"- {ADVICE[shape]}" for shape in shapes]
         if failing and not shapes:
             lines.append(f"- {JOINT_ONLY}")
-        cover = self.coverage([0.5, 0.9])
-        zscores, contraction = self.zscores, self.contraction
-        cells = []
-        for label, name, at in rows[:SHOWN]:
-            failed = self.adjusted[name][at] < LEVEL
-            numbers = [_p(self.pvalues[name][at]), _p(self.adjusted[name][at])]
-            numbers += [_p(self.asymmetry[name][at])]
-            numbers += [f"{cover[name][(i, *at)]:.2f}" for i in (0, 1)]
-            every = (slice(None), *at)
-            numbers += [_median(zscores[name][every], "+.2f")]
-            numbers += [_median(contraction[name][every], ".2f")]
-            cells.append([label, *numbers, found[label] if failed else ""])
-        header = ["", "p", "adjusted", "asymmetry", "50 %", "90 %", "z", "contraction", "shape"]
-        lines.append(table(header, cells))
+        lines.append(self._table(rows[:SHOWN], found))
         if len(rows) > SHOWN:
             lines.append(f"({len(rows) - SHOWN} more rows, with larger p)")
-        if not failing:
-            lines.append(
-                "Ranks are averages over data from the prior: single data sets may be worse off "
-                "(see fit.diagnose()), and with few simulations small errors stay unseen."
-            )
-        return "\n".join(lines)
+        return "\n".join([*lines, *([] if failing else [PASSED])])
+
+    def _table(self, rows: Sequence[Row], shapes: Mapping[str, str]) -> str:
+        tests = (self.pvalues, self.adjusted, self.asymmetry)
+        cover, zscores, contraction = self.coverage([0.5, 0.9]), self.zscores, self.contraction
+        cells = []
+        for label, name, at in rows:
+            every, failed = (slice(None), *at), self.adjusted[name][at] < LEVEL
+            numbers = [_p(values[name][at]) for values in tests]
+            numbers += [f"{share:.2f}" for share in cover[name][every]]
+            numbers += [_median(zscores[name][every], "+.2f")]
+            numbers += [_median(contraction[name][every], ".2f")]
+            cells.append([label, *numbers, shapes[label] if failed else ""])
+        return table(HEADER, cells)
 
     def _warnings(self) -> list[str]:
         lines, ended = list(map("- {}".format, self.notes)), len(self.numbers)
@@ -236,8 +243,8 @@ class SBC:
         still = np.ptp(self.truths[name], axis=0) == 0
         return still & (self.sds[name] == 0).all(0)
 
-    def _rows(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        """Label, site and index of each scalar that varies, the smallest p-value first."""
+    def _rows(self) -> list[Row]:
+        """Each scalar that varies, the smallest p-value first."""
         rows = [
             (f"{name}[{', '.join(map(str, at))}]" if at else name, name, at)
             for name, p in self.pvalues.items()
