@@ -21,6 +21,7 @@ NAMES = (
     "minibatch",
     "rates",
     "sandwich",
+    "sbc",
     "guides",
     "checkpoints",
     "distributed",

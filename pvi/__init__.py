@@ -30,12 +30,14 @@ from pvi.errors import (
 )
 from pvi.fit import Check, Fit, check, fit, load
 from pvi.posterior import Posterior, from_svi
+from pvi.workflow import SBC, sbc
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ELBO",
     "IWAE",
+    "SBC",
     "BetaELBO",
     "BetaTC",
     "Capacity",
@@ -69,5 +71,6 @@ __all__ = [
     "load",
     "penalty",
     "sandwich",
+    "sbc",
     "schedules",
 ]
