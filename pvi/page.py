@@ -53,6 +53,7 @@ table { border-collapse: collapse; font-size: .85rem; line-height: 1.35; overflo
   font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .75rem .25rem 0; text-align: left; border-bottom: 1px solid var(--line);
   vertical-align: top; white-space: nowrap; }
+tbody th { position: sticky; left: 0; background: var(--card); }
 td.wide { white-space: normal; min-width: 12rem; }
 th { font-weight: 600; } td.number, th.number { text-align: right; }
 .bar { display: block; min-width: 7rem; }

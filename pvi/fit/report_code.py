@@ -86,7 +86,7 @@ def _data(fit: "Fit") -> list[str]:
         pairs = ", ".join(f'"{name}": {name}' for name in names)
         lines.append(f"data={{{pairs}}},  # {'; '.join(shapes)}")
     elif names:
-        lines.append(f"data=({', '.join(names)},),  # {'; '.join(shapes)}")
+        lines.append(f"data=({', '.join(names)}{',' * (len(names) == 1)}),  # {'; '.join(shapes)}")
     lines += ["args=...,"] * bool(data.args) + ["kwargs=...,"] * bool(data.kwargs)
     return lines
 

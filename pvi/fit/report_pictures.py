@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FORESTS, FOREST_ROWS = 4, 60  # pictures, and rows in all of them
 PAIRED, COMPARED = 5, 200  # scalars in the picture of pairs, of how many
+SEVERAL, DRAWN = 5, 50  # observed values that have a distribution, predicted data sets beside it
 PPC_SITES, PPC_ROWS = 6, 20_000  # observed sites, and values of each, in the predictive checks
 
 
@@ -160,14 +161,29 @@ def predictive(m: "Material") -> Section:
         "The verdict is about the posterior of this model; here the model itself is on trial: data "
         "sets that it predicts should look like the one that was observed."
     ]
+    single = [name for name in names if thinned["observed_data"][name].size < SEVERAL]
+    if single:
+        header = ("observed value", "observed", "predicted: 3 %", "median", "97 %")
+        parts.append(Table(header, [row for name in single for row in _values(thinned, name)]))
+    names = [name for name in names if name not in single]
     for i, name in enumerate(names[:PPC_SITES]):
         file = "ppc.png" if i == 0 else f"ppc-{i + 1}.png"
         caption = f"Posterior predictive check: {name}"
         alt = f"Distribution of the observed {name} among those of predicted data sets"
-        parts.append(_drawn(lambda n=name: plot_ppc(thinned, 50, [n]), file, caption, alt))
+        parts.append(_drawn(lambda n=name: plot_ppc(thinned, DRAWN, [n]), file, caption, alt))
     if len(names) > PPC_SITES:
         parts.append(f"Sites not drawn: {', '.join(names[PPC_SITES:])}.")
     return Section(title, [*parts, *note])
+
+
+def _values(tree: Any, name: str) -> list[list[Any]]:
+    """Single observed values, which have no distribution, among the predicted ones."""
+    observed, predicted = tree["observed_data"][name].values, tree["posterior_predictive"][name]
+    ends = np.quantile(predicted.values.astype(float), (0.03, 0.5, 0.97), axis=(0, 1))
+    return [
+        [f"{name}[{i}]" if len(observed) > 1 else name, float(x), *map(float, ends[:, i])]
+        for i, x in enumerate(observed)
+    ]
 
 
 def _thinned(tree: Any) -> tuple[Any, list[str]]:
@@ -185,7 +201,8 @@ def _thinned(tree: Any) -> tuple[Any, list[str]]:
             thinned.append(f"{name} ({len(flat):,})")
         dim = f"{name}_value"
         groups["observed_data"][name] = (dim, flat[kept])
-        draws = predicted.reshape(*predicted.shape[:2], -1)[:, :50, kept]
+        draws = predicted.reshape(*predicted.shape[:2], -1)
+        draws = draws[..., kept] if len(kept) < SEVERAL else draws[:, :DRAWN, kept]
         groups["posterior_predictive"][name] = (("chain", "draw", dim), draws)
     datasets = {name: xarray.Dataset(group) for name, group in groups.items()}
     note = (

@@ -184,7 +184,7 @@ def scalars(m: "Material") -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     share = max(1, 1000 // max(len(m.values), 1))
     for name, x in {**m.values, **_computed(m)}.items():
-        flat = x.detach().cpu().double().reshape(len(x), -1)[:, :share]
+        flat = x.detach().reshape(len(x), -1)[:, :share].cpu().double()
         names = [f"{name}[{i}]" for i in range(flat.shape[1])] if x.dim() > 1 else [name]
         found |= zip(names, flat.T, strict=True)
     return found
