@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from html import escape
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
 from string import Template
@@ -246,10 +246,18 @@ def write_page(path: Any, title: str, lead: str, sections: Sequence[Section]) ->
         title=escape(title),
         lead=_paragraphs(lead),
         sections="\n".join(section.html() for section in sections),
-        version=escape(version("pvi")),
+        version=escape(installed("pvi")),
         date=date.today().isoformat(),
     )
     Path(path).write_text(page, encoding="utf-8")
+
+
+def installed(package: str) -> str:
+    """The version of a package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _figure(caption: str, content: str) -> str:

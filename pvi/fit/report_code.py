@@ -4,7 +4,6 @@ import platform
 from collections.abc import Mapping
 from dataclasses import fields
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +13,7 @@ import pvi.guides
 from pvi.engine import Objective
 from pvi.engine.data import is_rows
 from pvi.guides import Laplace
-from pvi.page import Code, Numbers, Section
+from pvi.page import Code, Numbers, Section, installed
 
 if TYPE_CHECKING:
     from pvi.fit.report import Material
@@ -27,20 +26,13 @@ PLAIN = (bool, int, float, str, type(None))
 def reproduction(m: "Material") -> Section:
     """Versions, device, seed and date, and the call."""
     rows = [("Python", platform.python_version(), "")]
-    rows += [(label, _version(package), "") for label, package in PACKAGES.items()]
+    rows += [(label, installed(package), "") for label, package in PACKAGES.items()]
     devices = sorted({str(x.device) for x in m.fit.posterior.params.tensors().values()})
     rows.append(("Device", ", ".join(devices) or "cpu", ""))
     rows.append(("Seed", str(m.fit.seed), "" if m.fit.seed is not None else "not repeatable"))
     rows.append(("Date of this page", date.today().isoformat(), ""))
     code = Code(call(m.fit, m.diagnosis.num_draws, m.seed), "The call, as far as the fit knows it")
     return Section("How to make this fit again", [Numbers(rows), code])
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def call(fit: "Fit", num_draws: int, seed: int) -> str:
