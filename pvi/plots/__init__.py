@@ -3,6 +3,7 @@
 from pvi.figures import check_matplotlib
 from pvi.plots.calibration import plot_calibration
 from pvi.plots.images import plot_images
+from pvi.plots.pairs import plot_pairs, plot_weights
 from pvi.plots.posterior import plot_forest, plot_ppc, scale_groups
 
 __all__ = [
@@ -10,6 +11,8 @@ __all__ = [
     "plot_calibration",
     "plot_forest",
     "plot_images",
+    "plot_pairs",
     "plot_ppc",
+    "plot_weights",
     "scale_groups",
 ]
