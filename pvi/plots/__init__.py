@@ -1,13 +1,18 @@
 """Pictures of a posterior, as matplotlib figures; nothing is shown, pyplot keeps none."""
 
 from pvi.figures import check_matplotlib
+from pvi.plots.checks import plot_coverage, plot_latents, plot_pit, plot_reliability
 from pvi.plots.images import plot_images
 from pvi.plots.posterior import plot_forest, plot_ppc, scale_groups
 
 __all__ = [
     "check_matplotlib",
+    "plot_coverage",
     "plot_forest",
     "plot_images",
+    "plot_latents",
+    "plot_pit",
     "plot_ppc",
+    "plot_reliability",
     "scale_groups",
 ]
