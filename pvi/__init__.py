@@ -2,7 +2,18 @@
 
 from pvi import guides
 from pvi.compiled import compile
-from pvi.diagnostics import Diagnosis, Evidence, Sandwich, diagnose, evidence, sandwich
+from pvi.diagnostics import (
+    Diagnosis,
+    Evidence,
+    Latents,
+    PredictiveCheck,
+    Sandwich,
+    check_predictive,
+    diagnose,
+    evidence,
+    latents,
+    sandwich,
+)
 from pvi.engine import (
     ELBO,
     IWAE,
@@ -50,10 +61,12 @@ __all__ = [
     "FitError",
     "FreeBits",
     "GuideError",
+    "Latents",
     "ModelError",
     "Objective",
     "ObjectiveError",
     "Posterior",
+    "PredictiveCheck",
     "PviError",
     "RenyiELBO",
     "ReweightedWakeSleep",
@@ -61,6 +74,7 @@ __all__ = [
     "TraceMeanFieldELBO",
     "WeightedDraws",
     "check",
+    "check_predictive",
     "compile",
     "diagnose",
     "evidence",
@@ -68,6 +82,7 @@ __all__ = [
     "from_svi",
     "guides",
     "kl",
+    "latents",
     "load",
     "penalty",
     "sandwich",

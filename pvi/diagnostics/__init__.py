@@ -2,6 +2,8 @@
 
 from pvi.diagnostics.diagnosis import Diagnosis, diagnose
 from pvi.diagnostics.evidence import Evidence, evidence, posterior_evidence
+from pvi.diagnostics.latents import Latents, latents
+from pvi.diagnostics.predictive_checks import PredictiveCheck, check_predictive
 from pvi.diagnostics.sandwich import Sandwich, posterior_sandwich, sandwich
 from pvi.posterior.psis import PSIS, psis
 
@@ -9,9 +11,13 @@ __all__ = [
     "PSIS",
     "Diagnosis",
     "Evidence",
+    "Latents",
+    "PredictiveCheck",
     "Sandwich",
+    "check_predictive",
     "diagnose",
     "evidence",
+    "latents",
     "posterior_evidence",
     "posterior_sandwich",
     "psis",

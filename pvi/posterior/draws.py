@@ -145,6 +145,11 @@ class Run:
     def __init__(self, runner: Runner, num: int, guide_trace: Any):
         self._runner, self._num, self._guide_trace = runner, num, guide_trace
 
+    @property
+    def num(self) -> int:
+        """How many draws."""
+        return self._num
+
     @cached_property
     def _model_trace(self) -> Any:
         """The model on the draws; where it sums sites out, with all of their values."""
