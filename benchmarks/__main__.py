@@ -25,6 +25,7 @@ NAMES = (
     "checkpoints",
     "distributed",
     "big_data",
+    "export",
     "eager",
     "speed",
     "growth",
