@@ -177,6 +177,7 @@ def test_pieces_on_disk_are_the_draws_in_memory(
         posterior.to_datatree(5, path=tmp_path / "d.zarr")
 
 
+@pytest.mark.filterwarnings("ignore:The data type")  # zarr 3 on labels that are strings
 @pytest.mark.parametrize("kind", ["netcdf", "zarr"])
 def test_round_trip(tree: Any, kind: str, tmp_path: Any) -> None:
     import xarray
