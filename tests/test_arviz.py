@@ -185,7 +185,7 @@ def test_round_trip(tree: Any, kind: str, tmp_path: Any) -> None:
     path = tmp_path / "all"
     if kind == "zarr":
         pytest.importorskip("zarr")
-        tree.to_zarr(path)
+        tree.to_zarr(path, zarr_format=2)
         back = xarray.open_datatree(path, engine="zarr")
     else:
         tree.to_netcdf(path, engine="h5netcdf")
