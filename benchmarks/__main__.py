@@ -26,6 +26,7 @@ NAMES = (
     "checkpoints",
     "distributed",
     "big_data",
+    "export",
     "eager",
     "speed",
     "growth",

@@ -100,16 +100,22 @@ class Runner:
         sizes = {name: {plate.size for plate in plates_of(self.nodes[name])} for name in names}
         return tuple(name for name in names if rows not in sizes[name])
 
-    def runs(self, num_draws: int) -> Iterator["Run"]:
+    def runs(self, num_draws: int, beside: "Runner | None" = None) -> Iterator["Run"]:
         """Runs that together make `num_draws` draws, each from a random state of its own.
 
         So the same seed gives the same draws, whatever else is computed between two runs.
+
+        Args:
+            num_draws: of all runs together.
+            beside: programs on other data that will run on the same draws.
 
         Raises:
             DataError: `num_draws` is no whole number >= 1.
         """
         num_draws = whole_number("num_draws", num_draws, error=DataError)
         chunks = list(self._chunks(num_draws))
+        if beside is not None:
+            chunks = min(chunks, list(beside._chunks(num_draws)), key=lambda sizes: sizes[0])
         seeds = torch.randint(2**62, (len(chunks),)).tolist()
         for num, seed in progress(list(zip(chunks, seeds, strict=True)), "draw"):
             with preserved_rng():
@@ -140,10 +146,18 @@ class Runner:
 
 
 class Run:
-    """A chunk of draws from the guide, and what the model says of them."""
+    """A chunk of draws from the guide, and what the model says of them.
+
+    Args:
+        runner: the programs and their arguments.
+        num: of draws.
+        guide_trace: of the guide for all of them.
+    """
 
     def __init__(self, runner: Runner, num: int, guide_trace: Any):
-        self._runner, self._num, self._guide_trace = runner, num, guide_trace
+        self.runner = self._runner = runner
+        self.num = self._num = num
+        self._guide_trace = guide_trace
 
     @property
     def num(self) -> int:
@@ -205,6 +219,45 @@ class Run:
             for t in self._terms
             if t.kind == "likelihood" and t.log_p is not None and data & _observed(t)
         }
+
+    def log_prior(self) -> dict[str, Tensor]:
+        """Log density of each latent under the model, masked ones 0, unscaled.
+
+        Sites that the model sums out are part of the likelihood.
+        """
+        return {
+            t.name: with_draws(t.log_p, self._num, _batch_shape(t))
+            for t in self._terms
+            if t.kind == "latent" and t.log_p is not None
+        }
+
+    def prior(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Fresh draws from the model alone: of latent and deterministic sites, and of observed
+        ones.
+        """
+        r = self._runner
+        if r.plan.mapped and self._num > 1:
+            parts = [Run(r, 1, None).prior() for _ in range(self._num)]
+            return stack([p[0] for p in parts]), stack([p[1] for p in parts])
+        trace = run(r.repeat(free(r.model), self._num), r.args, r.kwargs)
+        latent = [*r.latent, *r.deterministic]
+        return self._values(trace, latent), self._values(trace, r.observed)
+
+    def on(self, new: Runner) -> "Run":
+        """The same draws for new data: sites of no single row stay, others are drawn anew."""
+        own = sample_nodes(self._guide_trace)
+        both = (own, self._runner.nodes)
+        rows = {
+            name
+            for nodes in both
+            for name, node in nodes.items()
+            if new._rows in {plate.size for plate in plates_of(node)}
+        }
+        common = own.keys() - rows
+        given = subset(self._guide_trace, common, indices=False)
+        trace = run(new.repeat(new.guide, self._num), new.args, new.kwargs, given)
+        summed = new._shared
+        return Run(new, self._num, with_sites(trace, self.latents, summed) if summed else trace)
 
     def predictive(self, names: list[str]) -> dict[str, Tensor]:
         """`names` drawn from the model with its observations set free."""
