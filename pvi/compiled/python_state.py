@@ -53,8 +53,9 @@ def _parts(item: Any) -> Iterator[tuple[str, Any]]:
     """What an object of the user's holds."""
     if isinstance(item, nn.Module):
         for name, module in item.named_modules():
+            hidden = "_" if _is_library(type(module)) else "_pyro"
             for key, value in vars(module).items():
-                if key == "training" or not (key in INNER or key.startswith("_pyro")):
+                if key == "training" or not (key in INNER or key.startswith(hidden)):
                     yield f"{name}.{key}" if name else key, value
         yield from _code_of(type(item))
     elif isinstance(item, FunctionType):
