@@ -58,7 +58,7 @@ RATIOS = {
     "large scale": lambda: 40 * normal(900) - 1e4,
     "zero weights": lambda: torch.cat([normal(400), torch.full((225,), -math.inf)]),
     "short": lambda: normal(30),
-    "ties": lambda: (2 * normal(2500)).round(decimals=1),
+    "ties": lambda: (2 * normal(1250)).repeat(2),
 }
 
 
