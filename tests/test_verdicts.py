@@ -4,6 +4,7 @@ The long version, over published posteriors as well, is `python -m benchmarks.ve
 """
 
 import warnings
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -26,7 +27,7 @@ def model(x: Tensor, y: Tensor) -> None:
 
 def judged(guide: type, steps: int | None, seed: int) -> tuple[str, float]:
     """The verdict, and the largest error of a mean in sds or relative error of an sd."""
-    options = {} if steps is None else {"steps": steps}
+    options: dict[str, Any] = {} if steps is None else {"steps": steps}
     with isolated(torch.float32), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         x = randn(40, 4, seed=seed) + 1.5 * randn(40, 1, seed=seed + 50)

@@ -127,7 +127,8 @@ def _alone(target: Target, num: int) -> Elements:
         Element(name, f.khat, f.ess / num, *extreme)
         for name, f, extreme in zip(labels, found, worst, strict=True)
     )
-    sd = flat.var(0).sum().sqrt().item()
+    inside = bool(flat.isfinite().all())  # the model's support
+    sd = flat.var(0).sum().sqrt().item() if inside else math.inf
     log_mean = torch.logsumexp(flat, 0).sum().item() - flat.shape[1] * math.log(num)
     numbers = {
         "bound": flat.mean(0).sum().item() + float(target.offset),
