@@ -12,6 +12,7 @@ NEEDS_DATA = {
     "posteriordb": "posteriordb",
     "radon": "posteriordb",
     "starts": "posteriordb",
+    "verdicts": "posteriordb",
 }  # name -> its folder under --data
 NAMES = (
     "parity",
