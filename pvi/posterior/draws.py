@@ -155,56 +155,51 @@ class Run:
     """
 
     def __init__(self, runner: Runner, num: int, guide_trace: Any):
-        self.runner = self._runner = runner
-        self.num = self._num = num
+        self.runner = runner
+        self.num = num
         self._guide_trace = guide_trace
-
-    @property
-    def num(self) -> int:
-        """How many draws."""
-        return self._num
 
     @cached_property
     def _model_trace(self) -> Any:
         """The model on the draws; where it sums sites out, with all of their values."""
-        r = self._runner
-        return r.plan.run_model(r.model, r.args, r.kwargs, self._guide_trace, self._num)
+        r = self.runner
+        return r.plan.run_model(r.model, r.args, r.kwargs, self._guide_trace, self.num)
 
     @cached_property
     def latents(self) -> Any:
         """A trace of all latents: the guide's, and those summed out given them and the data."""
-        if not self._runner.plan.enumeration:
+        if not self.runner.plan.enumeration:
             return self._guide_trace
-        values = draw_summed(self._guide_trace, self._model_trace, self._runner.plan.enumeration)
+        values = draw_summed(self._guide_trace, self._model_trace, self.runner.plan.enumeration)
         return with_sites(self._guide_trace, replaced(self._model_trace, values), values)
 
     @cached_property
     def _drawn(self) -> Any:
         """The model on one value of every latent."""
-        summed = self._runner.plan.enumeration
-        return self._run(self._runner.model) if summed else self._model_trace
+        summed = self.runner.plan.enumeration
+        return self._run(self.runner.model) if summed else self._model_trace
 
     @cached_property
     def _terms(self) -> Terms:
-        plan = self._runner.plan
-        traces, depth = (self._guide_trace, self._model_trace), plan.depth(self._num)
-        return terms_of(*traces, self._num, depth, enumeration=plan.enumeration)
+        plan = self.runner.plan
+        traces, depth = (self._guide_trace, self._model_trace), plan.depth(self.num)
+        return terms_of(*traces, self.num, depth, enumeration=plan.enumeration)
 
     def _run(self, model: Program) -> Any:
-        r = self._runner
-        return run(r.repeat(model, self._num), r.args, r.kwargs, self.latents)
+        r = self.runner
+        return run(r.repeat(model, self.num), r.args, r.kwargs, self.latents)
 
     def sample(self) -> dict[str, Tensor]:
         """Latent and deterministic sites."""
-        values = self._values(self.latents, self._runner.latent)
-        if self._runner.deterministic:
-            values |= self._values(self._drawn, self._runner.deterministic)
+        values = self._values(self.latents, self.runner.latent)
+        if self.runner.deterministic:
+            values |= self._values(self._drawn, self.runner.deterministic)
         return values
 
     def draws(self) -> Draws:
         """The guide's latent sites with their log densities; others are summed out."""
         log_q = torch.stack([t.log_q_per_particle() for t in self._terms]).sum(0)
-        latent = [n for n in self._runner.latent if n not in self._runner.plan.enumeration.summed]
+        latent = [n for n in self.runner.latent if n not in self.runner.plan.enumeration.summed]
         values = self._values(self._guide_trace, latent)
         return Draws(values, self._terms.log_weights() + log_q, log_q)
 
@@ -213,9 +208,9 @@ class Run:
 
         Observations that share a discrete site have one density together, over their common plates.
         """
-        data = set(self._runner.observed)
+        data = set(self.runner.observed)
         return {
-            t.name: with_draws(t.log_p, self._num, _batch_shape(t))
+            t.name: with_draws(t.log_p, self.num, _batch_shape(t))
             for t in self._terms
             if t.kind == "likelihood" and t.log_p is not None and data & _observed(t)
         }
@@ -226,7 +221,7 @@ class Run:
         Sites that the model sums out are part of the likelihood.
         """
         return {
-            t.name: with_draws(t.log_p, self._num, _batch_shape(t))
+            t.name: with_draws(t.log_p, self.num, _batch_shape(t))
             for t in self._terms
             if t.kind == "latent" and t.log_p is not None
         }
@@ -235,18 +230,18 @@ class Run:
         """Fresh draws from the model alone: of latent and deterministic sites, and of observed
         ones.
         """
-        r = self._runner
-        if r.plan.mapped and self._num > 1:
-            parts = [Run(r, 1, None).prior() for _ in range(self._num)]
+        r = self.runner
+        if r.plan.mapped and self.num > 1:
+            parts = [Run(r, 1, None).prior() for _ in range(self.num)]
             return stack([p[0] for p in parts]), stack([p[1] for p in parts])
-        trace = run(r.repeat(free(r.model), self._num), r.args, r.kwargs)
+        trace = run(r.repeat(free(r.model), self.num), r.args, r.kwargs)
         latent = [*r.latent, *r.deterministic]
         return self._values(trace, latent), self._values(trace, r.observed)
 
     def on(self, new: Runner) -> "Run":
         """The same draws for new data: sites of no single row stay, others are drawn anew."""
         own = sample_nodes(self._guide_trace)
-        both = (own, self._runner.nodes)
+        both = (own, self.runner.nodes)
         rows = {
             name
             for nodes in both
@@ -255,23 +250,23 @@ class Run:
         }
         common = own.keys() - rows
         given = subset(self._guide_trace, common, indices=False)
-        trace = run(new.repeat(new.guide, self._num), new.args, new.kwargs, given)
+        trace = run(new.repeat(new.guide, self.num), new.args, new.kwargs, given)
         summed = new._shared
-        return Run(new, self._num, with_sites(trace, self.latents, summed) if summed else trace)
+        return Run(new, self.num, with_sites(trace, self.latents, summed) if summed else trace)
 
     def predictive(self, names: list[str]) -> dict[str, Tensor]:
         """`names` drawn from the model with its observations set free."""
-        r = self._runner
-        if r.plan.mapped and self._num > 1:
+        r = self.runner
+        if r.plan.mapped and self.num > 1:
             traces = (self.latents, r.guide_trace)
-            parts = [particle_slice(*traces, k, r.plan.nesting) for k in range(self._num)]
+            parts = [particle_slice(*traces, k, r.plan.nesting) for k in range(self.num)]
             return stack([Run(r, 1, part).predictive(names) for part in parts])
-        return self._values(self._run(free(self._runner.model)), names)
+        return self._values(self._run(free(self.runner.model)), names)
 
     def _values(self, trace: Any, names: list[str]) -> dict[str, Tensor]:
-        nodes = self._runner.nodes
+        nodes = self.runner.nodes
         return {
-            n: with_draws(trace.nodes[n]["value"], self._num, nodes[n]["value"].shape)
+            n: with_draws(trace.nodes[n]["value"], self.num, nodes[n]["value"].shape)
             for n in names
         }
 
