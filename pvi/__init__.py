@@ -2,7 +2,7 @@
 
 from pvi import guides
 from pvi.compiled import compile
-from pvi.diagnostics import Diagnosis, Evidence, Sandwich, diagnose, evidence, sandwich
+from pvi.diagnostics import Diagnosis, Evidence, Loo, Sandwich, diagnose, evidence, loo, sandwich
 from pvi.engine import (
     ELBO,
     IWAE,
@@ -30,17 +30,21 @@ from pvi.errors import (
 )
 from pvi.fit import Check, Fit, check, fit, load
 from pvi.posterior import Posterior, from_svi
+from pvi.workflow import Against, Chains, Comparison, against, compare, nuts
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ELBO",
     "IWAE",
+    "Against",
     "BetaELBO",
     "BetaTC",
     "Capacity",
+    "Chains",
     "Check",
     "CheckpointError",
+    "Comparison",
     "DataError",
     "Diagnosis",
     "Evidence",
@@ -48,6 +52,7 @@ __all__ = [
     "FitError",
     "FreeBits",
     "GuideError",
+    "Loo",
     "ModelError",
     "Objective",
     "ObjectiveError",
@@ -58,7 +63,9 @@ __all__ = [
     "Sandwich",
     "TraceMeanFieldELBO",
     "WeightedDraws",
+    "against",
     "check",
+    "compare",
     "compile",
     "diagnose",
     "evidence",
@@ -67,6 +74,8 @@ __all__ = [
     "guides",
     "kl",
     "load",
+    "loo",
+    "nuts",
     "penalty",
     "sandwich",
     "schedules",

@@ -2,6 +2,7 @@
 
 from pvi.diagnostics.diagnosis import Diagnosis, diagnose
 from pvi.diagnostics.evidence import Evidence, evidence, posterior_evidence
+from pvi.diagnostics.loo import Loo, loo
 from pvi.diagnostics.sandwich import Sandwich, posterior_sandwich, sandwich
 from pvi.posterior.psis import PSIS, psis
 
@@ -9,9 +10,11 @@ __all__ = [
     "PSIS",
     "Diagnosis",
     "Evidence",
+    "Loo",
     "Sandwich",
     "diagnose",
     "evidence",
+    "loo",
     "posterior_evidence",
     "posterior_sandwich",
     "psis",

@@ -120,6 +120,11 @@ def to_datatree(
     return tree
 
 
+def dataset(posterior: "Posterior", values: Mapping[str, Tensor]) -> Any:
+    """Draws `(S, *site shape)` of sites as an `xarray.Dataset` with dims as in `to_datatree`."""
+    return _Namer(posterior.runner.nodes, {}, {}).dataset(values)
+
+
 class _Namer:
     """Names of dimensions: plates, then the user's `dims`, else `site_dim_0`, ... as in arviz."""
 

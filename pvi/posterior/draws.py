@@ -196,9 +196,9 @@ class Run:
         """
         data = set(self._runner.observed)
         return {
-            t.name: with_draws(t.log_p, self._num, _batch_shape(t))
+            t.name: with_draws(t.log_p, self._num, batch_shape(t))
             for t in self._terms
-            if t.kind == "likelihood" and t.log_p is not None and data & _observed(t)
+            if t.kind == "likelihood" and t.log_p is not None and data & observed_in(t)
         }
 
     def predictive(self, names: list[str]) -> dict[str, Tensor]:
@@ -218,13 +218,13 @@ class Run:
         }
 
 
-def _observed(term: Term) -> set[str]:
+def observed_in(term: Term) -> set[str]:
     """Names of the observed sites in a term."""
     site = term.sites[0]
     return {member.name for member in site.members or (site,) if member.observed}
 
 
-def _batch_shape(term: Term) -> torch.Size:
+def batch_shape(term: Term) -> torch.Size:
     """The shape that its plates give to a term."""
     sizes = {plate.dim: plate.size for plate in term.plates if plate.dim is not None}
     return torch.Size(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
