@@ -82,7 +82,9 @@ class Loo:
         numbers = (self.elpd, self.se, self.p_loo, self.num_draws, n)
         warning, details = not self.reliable, (array(self.pointwise), array(self.khat))
         if not arviz.__version__.startswith("0."):
-            import arviz_stats.utils as utils
+            from importlib import import_module
+
+            utils = import_module("arviz_stats.utils")
 
             kind: Any = getattr(utils, "ELPDDataLOO", None) or partial(utils.ELPDData, kind="loo")
             names = "elpd se p n_samples n_data_points warning elpd_i pareto_k scale good_k"
@@ -173,8 +175,8 @@ def _check(target: Target, data: set[str]) -> None:
         if shared := plates & {plate.name for plate in term.plates}:
             raise DataError(
                 f"latent '{term.name}' is local to plate '{min(shared)}' of the data, but the "
-                "guide or the model ties that plate's elements together, so that it can't be integrated "
-                "out datum by datum. Use pvi.guides.MeanField or Structured."
+                "guide or the model ties that plate's elements together, so that it can't be "
+                "integrated out datum by datum. Use pvi.guides.MeanField or Structured."
             )
 
 
@@ -261,8 +263,9 @@ def _reasons(khat: Tensor, limit: float, ess: float, inner: int) -> Iterator[str
     if bad:
         named = ", ".join(map(str, bad[:FEW])) + (", ..." if len(bad) > FEW else "")
         yield (
-            f"khat is above {limit:.2f} for {len(bad):,} of {len(khat):,} data ({named}): the draws "
-            "do not reach the posterior without them; try a richer guide, or fit again without each"
+            f"khat is above {limit:.2f} for {len(bad):,} of {len(khat):,} data ({named}): the "
+            "draws do not reach the posterior without them; try a richer guide, or fit again "
+            "without each"
         )
     if ess < (least := min(MIN_ESS, inner / 2)):
         yield (

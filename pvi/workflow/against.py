@@ -1,7 +1,6 @@
 """A posterior beside draws of Markov chain Monte Carlo: how far off is which parameter?"""
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +143,10 @@ def against(target: Any, mcmc_draws: Any, *, num_draws: int = 4000, seed: int = 
     shape = count.pop()
     _, y = scalars({n: v.reshape(-1, *v.shape[2:]) for n, v in chains.items()}, MAX_DIM)
     generator = torch.Generator().manual_seed(seed)
-    rows = [_row(name, a, b, shape, generator) for name, a, b in zip(names, x.T, y.T, strict=True)]
+    rows = [
+        _row(name, a, b, (shape[0], shape[1]), generator)
+        for name, a, b in zip(names, x.T, y.T, strict=True)
+    ]
     gap, pair = _correlation_gap(names[:MAX_PAIRED], x, y)
     least = min(row.ess for row in rows[:MAX_PAIRED])
     return Against(
@@ -205,10 +207,10 @@ def _draws_of(given: Any) -> dict[str, Any]:
     """Draws by site, as arrays."""
     if hasattr(given, "to_arviz"):
         given = given.to_arviz()
-    if isinstance(given, Mapping) and not hasattr(given, "children"):
-        return {str(name): value for name, value in given.items()}
-    if hasattr(given, "get_samples"):
+    if hasattr(given, "get_samples"):  # a Pyro MCMC
         return dict(given.get_samples(group_by_chain=True))
+    if isinstance(given, dict):
+        return {str(name): value for name, value in given.items()}
     try:
         group = given["posterior"]
     except (KeyError, TypeError):

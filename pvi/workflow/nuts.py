@@ -118,21 +118,21 @@ def nuts(
         torch.manual_seed(seed)
         space = Space(posterior, args, kwargs, seed)
         bar = iter(progress(range(num_chains * (warmup + num_samples)), "nuts"))
-        options = {"num_samples": num_samples, "warmup_steps": warmup}
         chains, diverging = [], torch.zeros(num_chains, num_samples, dtype=torch.bool)
         with pyro.validation_enabled(False):
             for chain in range(num_chains):
                 kernel = NUTS(potential_fn=space, target_accept_prob=target_accept_prob)
                 mcmc = MCMC(
                     kernel,
-                    **options,
+                    num_samples=num_samples,
+                    warmup_steps=warmup,
                     initial_params={"e": space.starts[chain]},
                     hook_fn=lambda *_: next(bar, None),
                     disable_progbar=True,
                 )
                 mcmc.run()
                 chains.append(mcmc.get_samples()["e"])
-                diverging[chain, kernel.diagnostics()["divergences"]] = True
+                diverging[chain, mcmc.diagnostics()["divergences"]["chain 0"]] = True
         list(bar)
         values = space.sites(torch.cat(chains))
         values |= _deterministic(posterior, runner, args, kwargs, values)
