@@ -69,7 +69,7 @@ def test_wasserstein_is_exact(sizes: tuple[int, int]) -> None:
 
 
 def guide() -> None:
-    pyro.sample("a", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    pyro.sample("a", dist.Normal(torch.zeros(2), 1.0).to_event(1))
     pyro.sample("b", dist.Normal(0.0, 1.0))
 
 

@@ -105,7 +105,7 @@ def test_arviz_compares_it() -> None:
     good, bad = pvi.loo(gaussian()), pvi.loo(gaussian(1.2))
     table = arviz.compare({"a": good.to_arviz(), "b": bad.to_arviz()})
     name = "elpd_loo" if "elpd_loo" in table else "elpd"
-    assert float(table.loc["a", name]) == pytest.approx(good.elpd, abs=0.1)
+    assert float(table.loc["a", name]) == pytest.approx(good.elpd, abs=0.6)  # 1.x rounds
     assert "elpd" in str(good.to_arviz())
 
 
@@ -209,7 +209,7 @@ def test_points_and_tempered_fits_are_refused() -> None:
 
 
 def test_masked_data_count_for_nothing() -> None:
-    keep = torch.arange(N) < 20
+    keep: Any = torch.arange(N) < 20
 
     def masked(x: Tensor, y: Tensor) -> None:
         beta = pyro.sample("beta", dist.Normal(torch.zeros(D), 2.0).to_event(1))

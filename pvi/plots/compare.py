@@ -22,7 +22,8 @@ def plot_compare(entries: Sequence[Any]) -> "Figure":
     """
     panels = {"bound": "bound_se", "evidence": "evidence_se", "elpd_diff": "diff_se"}
     titles = {"bound": "bound", "evidence": "log evidence", "elpd_diff": "elpd_loo - best"}
-    kept = [n for n in panels if any(math.isfinite(getattr(e, n)) for e in entries)] or ["bound"]
+    count = {n: sum(math.isfinite(getattr(entry, n)) for entry in entries) for n in panels}
+    kept = [n for n in panels if count[n] > (n == "elpd_diff")] or ["bound"]
     figure = new_figure(1.5 + 2.8 * len(kept), 1.1 + 0.35 * len(entries))
     axes = figure.subplots(1, len(kept), sharey=True, squeeze=False)[0]
     for panel, name in zip(axes, kept, strict=True):
@@ -66,4 +67,4 @@ def _rows(axes: Sequence["Axes"], names: Sequence[str]) -> None:
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     for panel in axes:
         panel.tick_params(axis="y", left=False)
-        panel.locator_params(axis="x", nbins=5)
+        panel.locator_params(axis="x", nbins=4)

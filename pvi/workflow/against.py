@@ -122,9 +122,12 @@ def against(target: Any, mcmc_draws: Any, *, num_draws: int = 4000, seed: int = 
 
     Example:
         >>> import pyro, pyro.distributions as dist, pvi
-        >>> def model():
+        >>> def guide():
         ...     pyro.sample("z", dist.Normal(0.0, 1.0))
-        >>> found = against(pvi.Posterior(model, model), {"z": 0.5 + torch.randn(4, 1000)})
+        >>> def model():
+        ...     guide()
+        ...     pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
+        >>> found = against(pvi.Posterior(model, guide), {"z": 0.5 + torch.randn(4, 1000)})
         >>> round(found.rows[0].error, 1)
         -0.5
     """
