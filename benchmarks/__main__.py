@@ -29,6 +29,7 @@ NAMES = (
     "speed",
     "growth",
     "wall",
+    "escalate",
     *NEEDS_DATA,
 )
 
