@@ -32,6 +32,7 @@ NAMES = (
     "speed",
     "growth",
     "wall",
+    "escalate",
     *NEEDS_DATA,
 )
 

@@ -6,12 +6,14 @@ from pvi.diagnostics import (
     Diagnosis,
     Evidence,
     Latents,
+    Loo,
     PredictiveCheck,
     Sandwich,
     check_predictive,
     diagnose,
     evidence,
     latents,
+    loo,
     sandwich,
 )
 from pvi.engine import (
@@ -41,7 +43,7 @@ from pvi.errors import (
 )
 from pvi.fit import Check, Fit, check, fit, load
 from pvi.posterior import Posterior, from_svi
-from pvi.workflow import SBC, sbc
+from pvi.workflow import SBC, Against, Chains, Comparison, against, compare, nuts, sbc
 
 __version__ = "0.1.0"
 
@@ -49,11 +51,14 @@ __all__ = [
     "ELBO",
     "IWAE",
     "SBC",
+    "Against",
     "BetaELBO",
     "BetaTC",
     "Capacity",
+    "Chains",
     "Check",
     "CheckpointError",
+    "Comparison",
     "DataError",
     "Diagnosis",
     "Evidence",
@@ -62,6 +67,7 @@ __all__ = [
     "FreeBits",
     "GuideError",
     "Latents",
+    "Loo",
     "ModelError",
     "Objective",
     "ObjectiveError",
@@ -73,8 +79,10 @@ __all__ = [
     "Sandwich",
     "TraceMeanFieldELBO",
     "WeightedDraws",
+    "against",
     "check",
     "check_predictive",
+    "compare",
     "compile",
     "diagnose",
     "evidence",
@@ -84,6 +92,8 @@ __all__ = [
     "kl",
     "latents",
     "load",
+    "loo",
+    "nuts",
     "penalty",
     "sandwich",
     "sbc",

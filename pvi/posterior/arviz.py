@@ -129,6 +129,11 @@ def to_datatree(
     return opened(places[1])
 
 
+def dataset(posterior: "Posterior", values: Mapping[str, Tensor]) -> Any:
+    """Draws `(S, *site shape)` of sites as an `xarray.Dataset` with dims as in `to_datatree`."""
+    return Namer(posterior.runner, {}, {}, 0).dataset(values)
+
+
 def _write(pieces: Iterator[Mapping[str, Any]], path: Any) -> dict[str, Any]:
     """Write the pieces; what the last one was, for its names."""
     last: dict[str, Any] = {}

@@ -210,9 +210,9 @@ class Run:
         """
         data = set(self.runner.observed)
         return {
-            t.name: with_draws(t.log_p, self.num, _batch_shape(t))
+            t.name: with_draws(t.log_p, self.num, batch_shape(t))
             for t in self._terms
-            if t.kind == "likelihood" and t.log_p is not None and data & _observed(t)
+            if t.kind == "likelihood" and t.log_p is not None and data & observed_in(t)
         }
 
     def log_prior(self) -> dict[str, Tensor]:
@@ -221,7 +221,7 @@ class Run:
         Sites that the model sums out are part of the likelihood.
         """
         return {
-            t.name: with_draws(t.log_p, self.num, _batch_shape(t))
+            t.name: with_draws(t.log_p, self.num, batch_shape(t))
             for t in self._terms
             if t.kind == "latent" and t.log_p is not None
         }
@@ -266,18 +266,17 @@ class Run:
     def _values(self, trace: Any, names: list[str]) -> dict[str, Tensor]:
         nodes = self.runner.nodes
         return {
-            n: with_draws(trace.nodes[n]["value"], self.num, nodes[n]["value"].shape)
-            for n in names
+            n: with_draws(trace.nodes[n]["value"], self.num, nodes[n]["value"].shape) for n in names
         }
 
 
-def _observed(term: Term) -> set[str]:
+def observed_in(term: Term) -> set[str]:
     """Names of the observed sites in a term."""
     site = term.sites[0]
     return {member.name for member in site.members or (site,) if member.observed}
 
 
-def _batch_shape(term: Term) -> torch.Size:
+def batch_shape(term: Term) -> torch.Size:
     """The shape that its plates give to a term."""
     sizes = {plate.dim: plate.size for plate in term.plates if plate.dim is not None}
     return torch.Size(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
