@@ -2,7 +2,20 @@
 
 from pvi import guides
 from pvi.compiled import compile
-from pvi.diagnostics import Diagnosis, Evidence, Sandwich, diagnose, evidence, sandwich
+from pvi.diagnostics import (
+    Diagnosis,
+    Evidence,
+    Latents,
+    Loo,
+    PredictiveCheck,
+    Sandwich,
+    check_predictive,
+    diagnose,
+    evidence,
+    latents,
+    loo,
+    sandwich,
+)
 from pvi.engine import (
     ELBO,
     IWAE,
@@ -30,18 +43,23 @@ from pvi.errors import (
 )
 from pvi.fit import Adversary, Check, Fit, check, fit, load
 from pvi.posterior import Posterior, from_svi
+from pvi.workflow import SBC, Against, Chains, Comparison, against, compare, nuts, sbc
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ELBO",
     "IWAE",
+    "SBC",
     "Adversary",
+    "Against",
     "BetaELBO",
     "BetaTC",
     "Capacity",
+    "Chains",
     "Check",
     "CheckpointError",
+    "Comparison",
     "DataError",
     "Diagnosis",
     "Evidence",
@@ -49,17 +67,23 @@ __all__ = [
     "FitError",
     "FreeBits",
     "GuideError",
+    "Latents",
+    "Loo",
     "ModelError",
     "Objective",
     "ObjectiveError",
     "Posterior",
+    "PredictiveCheck",
     "PviError",
     "RenyiELBO",
     "ReweightedWakeSleep",
     "Sandwich",
     "TraceMeanFieldELBO",
     "WeightedDraws",
+    "against",
     "check",
+    "check_predictive",
+    "compare",
     "compile",
     "diagnose",
     "evidence",
@@ -67,8 +91,12 @@ __all__ = [
     "from_svi",
     "guides",
     "kl",
+    "latents",
     "load",
+    "loo",
+    "nuts",
     "penalty",
     "sandwich",
+    "sbc",
     "schedules",
 ]
