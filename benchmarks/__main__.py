@@ -12,6 +12,7 @@ NEEDS_DATA = {
     "posteriordb": "posteriordb",
     "radon": "posteriordb",
     "starts": "posteriordb",
+    "verdicts": "posteriordb",
 }  # name -> its folder under --data
 NAMES = (
     "parity",
@@ -21,14 +22,17 @@ NAMES = (
     "minibatch",
     "rates",
     "sandwich",
+    "sbc",
     "guides",
     "checkpoints",
     "distributed",
     "big_data",
+    "export",
     "eager",
     "speed",
     "growth",
     "wall",
+    "escalate",
     *NEEDS_DATA,
 )
 

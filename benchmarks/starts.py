@@ -22,13 +22,13 @@ from torch import Tensor
 from benchmarks.alternatives import Counted, Normal, batch_and_match, pathfinder
 from benchmarks.common import parser, report
 from benchmarks.posteriors import DRAWS, POSTERIORS, Draws, Posterior, errors
-from pvi.diagnostics.psis import psis
 from pvi.errors import PviError
 from pvi.fit.double import doubled
 from pvi.fit.fixed_draws import FixedDraws
 from pvi.guides import FullRank
 from pvi.guides.mode import LogJoint
 from pvi.optim.mode import maximize
+from pvi.posterior.psis import psis
 from tests.scenarios import isolated
 
 PATHS, PATH_DRAWS = 20, 1000

@@ -2,7 +2,20 @@
 
 from pvi import guides
 from pvi.compiled import compile
-from pvi.diagnostics import Diagnosis, Evidence, Sandwich, diagnose, evidence, sandwich
+from pvi.diagnostics import (
+    Diagnosis,
+    Evidence,
+    Latents,
+    Loo,
+    PredictiveCheck,
+    Sandwich,
+    check_predictive,
+    diagnose,
+    evidence,
+    latents,
+    loo,
+    sandwich,
+)
 from pvi.engine import (
     ELBO,
     IWAE,
@@ -30,17 +43,22 @@ from pvi.errors import (
 )
 from pvi.fit import Check, Fit, check, fit, load
 from pvi.posterior import Posterior, from_svi
+from pvi.workflow import SBC, Against, Chains, Comparison, against, compare, nuts, sbc
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ELBO",
     "IWAE",
+    "SBC",
+    "Against",
     "BetaELBO",
     "BetaTC",
     "Capacity",
+    "Chains",
     "Check",
     "CheckpointError",
+    "Comparison",
     "DataError",
     "Diagnosis",
     "Evidence",
@@ -48,17 +66,23 @@ __all__ = [
     "FitError",
     "FreeBits",
     "GuideError",
+    "Latents",
+    "Loo",
     "ModelError",
     "Objective",
     "ObjectiveError",
     "Posterior",
+    "PredictiveCheck",
     "PviError",
     "RenyiELBO",
     "ReweightedWakeSleep",
     "Sandwich",
     "TraceMeanFieldELBO",
     "WeightedDraws",
+    "against",
     "check",
+    "check_predictive",
+    "compare",
     "compile",
     "diagnose",
     "evidence",
@@ -66,8 +90,12 @@ __all__ = [
     "from_svi",
     "guides",
     "kl",
+    "latents",
     "load",
+    "loo",
+    "nuts",
     "penalty",
     "sandwich",
+    "sbc",
     "schedules",
 ]

@@ -65,7 +65,7 @@ def test_demo(tmp_path: Path) -> None:
     verdicts = result.output.split("\nVerdicts\n")[1]
     for part in ("independent normals", "correlated normals"):
         assert re.search(rf"diabetes data: {part} +(good|correctable|unreliable)\n", verdicts)
-    assert re.search(r"VAE, digits +not assessed\n", verdicts)
+    assert re.search(r"VAE, digits +unreliable\n", verdicts)  # 3 epochs do not train it
     assert verdicts.endswith(f"Open {tmp_path / 'index.html'} in a browser.\n")
     assert "beta[bmi]" in result.output  # arviz's summary, with names
     page = (tmp_path / "index.html").read_text()
@@ -201,3 +201,21 @@ def test_check(files: Path) -> None:
     bad = run(*words, "--batch-size", 0)
     assert bad.exit_code == 1
     assert "1 problem" in bad.output and "batch_size must be a whole number >= 1" in bad.output
+
+
+def test_report_of_a_saved_fit(files: Path) -> None:
+    """The page that `pvi fit` wrote, again from what it has saved."""
+    words = ("--model", f"{files}/model.py:line", "--data", files / "table.csv")
+    assert fit(files, "--steps", 20, "--draws", 20, "--out", files / "out").exit_code == 0
+    page = files / "again.html"
+    result = run("report", files / "out", *words, "--out", page)
+    assert result.exit_code == 0, result.output
+    text, first = page.read_text(), (files / "out" / "index.html").read_text()
+    assert text == first
+    assert str(files) not in text
+    wrong = run("report", files, *words, "--out", page)
+    assert wrong.exit_code == 2
+    assert "there is no saved fit in" in wrong.output
+    other = run("report", files / "out", *words, "--guide", "FullRank", "--out", page)
+    assert other.exit_code == 1
+    assert "CheckpointError" in other.output and "Traceback" not in other.output

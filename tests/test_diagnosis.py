@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributions import Normal
 
 from pvi.diagnostics import Diagnosis, diagnose
 from pvi.errors import PviError
@@ -35,6 +36,11 @@ class FakePosterior:
 
     def dependent_latents(self) -> list[str]:
         return []
+
+    @property
+    def runner(self) -> Any:
+        nodes = {n: {"fn": Normal(torch.zeros(s), 1.0)} for n, s in self.shapes.items()}
+        return SimpleNamespace(model_trace=SimpleNamespace(nodes=nodes))
 
     def sample(self, num_draws: int, *, seed: int) -> dict[str, torch.Tensor]:
         # like Posterior, with deterministic sites: these are no latent dimensions
@@ -297,8 +303,78 @@ def test_right_marginals_without_the_correlation_are_only_correctable() -> None:
     posterior = SimpleNamespace(
         caveats=list,
         dependent_latents=list,
+        runner=SimpleNamespace(model_trace=SimpleNamespace(nodes={})),
         draws=lambda n, *, seed: draws if n == len(z) else small,
     )
     diagnosis = diagnose(posterior)
     assert diagnosis.verdict == "correctable"
     assert any("z[0] and z[1] correlate +0.6" in reason for reason in diagnosis.reasons)
+
+
+def test_names_a_correlated_pair_beyond_the_first_scalars() -> None:
+    def pair(z: torch.Tensor) -> torch.Tensor:
+        return correlated(0.8)(z[:, 200:])
+
+    got = diagnose(FakePosterior(pair, {"a": (201,), "b": (10,)}))
+    assert got.verdict == "correctable"
+    assert any("a[200] and b[1] correlate +0." in reason for reason in got.reasons)
+
+
+def test_a_guide_on_its_way_is_told_from_one_that_has_arrived() -> None:
+    """The bound of N(by, 1) rises by `by` nats for each sd; that of a narrow guide with its scale;
+    and independent normals with the precisions of a correlated posterior are the best there are.
+    """
+    shifted = diagnose(FakePosterior(moved(2.0), {"a": (), "b": (3,)}))
+    assert "not at the optimum: the bound still rises by 2" in reasons(shifted)
+    narrow = diagnose(FakePosterior(wide(0.5)))
+    assert "the guide is too narrow" in reasons(narrow)
+    rho = 0.9
+    cov = torch.tensor([[1.0, rho], [rho, 1.0]]) / (1 - rho**2)  # conditional sds are 1
+    target = torch.distributions.MultivariateNormal(torch.zeros(2), cov)
+    best = diagnose(
+        FakePosterior(
+            lambda z: target.log_prob(z) - Normal(0.0, 1.0).log_prob(z).sum(1), {"a": (2,)}
+        )
+    )
+    assert best.verdict == "unreliable"
+    assert "level in the guide's location and scale" in reasons(best)
+    assert "not at the optimum" not in reasons(best)
+
+
+def test_the_search_for_the_optimum_is_in_unbounded_space() -> None:
+    """A log-normal guide at its optimum, whose draws are skewed: nothing rises."""
+
+    class Positive(FakePosterior):
+        def draws(self, num_draws: int, *, seed: int) -> Any:
+            draws = super().draws(num_draws, seed=seed)
+            draws.values["theta"] = draws.values["theta"].exp()
+            return draws
+
+        @property
+        def runner(self) -> Any:
+            prior = torch.distributions.LogNormal(0.0, 1.0)
+            return SimpleNamespace(model_trace=SimpleNamespace(nodes={"theta": {"fn": prior}}))
+
+    cubic = diagnose(Positive(lambda z: 0.15 * (z[:, 0] ** 3 - 3 * z[:, 0]).clamp(-8, 8)))
+    assert cubic.verdict != "good"
+    assert "level in the guide's location" in reasons(cubic)
+
+
+@pytest.mark.parametrize("df", [3.0, 5.0, 10.0])
+def test_heavy_tails_of_one_scalar_among_many(df: float) -> None:
+    """Student's t instead of a normal in the last of 20 scalars: never good where its sd is off by
+    over 10 %, and named.
+    """
+    target, scale = torch.distributions.StudentT(df), {3.0: 1.26, 5.0: 1.165, 10.0: 1.09}[df]
+
+    def ratio(z: torch.Tensor) -> torch.Tensor:
+        last = z[:, -1]
+        return target.log_prob(last * scale) + math.log(scale) - Normal(0.0, 1.0).log_prob(last)
+
+    found = [diagnose(FakePosterior(ratio, {"x": (20,)}), seed=seed) for seed in range(5)]
+    error = 1 - scale / math.sqrt(df / (df - 2))
+    if error > 0.1:
+        assert all(d.verdict == "unreliable" for d in found)
+        assert all("at extreme values of x[19]" in reasons(d) for d in found)
+    for d in found:
+        assert d.verdict != "good" or error < 0.1

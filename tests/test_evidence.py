@@ -17,11 +17,11 @@ import pvi
 from pvi.diagnostics import weights
 from pvi.diagnostics.ais import Annealing
 from pvi.diagnostics.evidence import Options
-from pvi.diagnostics.psis import psis
 from pvi.diagnostics.weights import Tally, make_target
 from pvi.engine.simulate import simulate
 from pvi.engine.traces import hidden
 from pvi.errors import GuideError, ModelError, ObjectiveError
+from pvi.posterior.psis import psis
 from tests.linear import regression, regression_guide, regression_log_z, vae, vae_guide, vae_log_z
 from tests.scenarios import (
     local_guide,

@@ -270,3 +270,15 @@ def test_guide_that_reads_the_data_and_its_own_rows_by_index(kind: str) -> None:
     parts = [split.loss(pvi.ELBO(), rows) for rows in torch.arange(SIZE).split(BATCH)]
     mean = torch.stack(parts).mean()
     assert float(mean.detach()) == pytest.approx(float(whole.detach()), abs=EXACT)
+
+
+def test_parameters_in_the_model() -> None:
+    """The look whether rows add up makes numbers of densities that have gradients."""
+
+    def model(y: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.5))
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    pvi.fit(model, data=torch.zeros(SIZE), batch_size=BATCH, steps=2, progress=False)

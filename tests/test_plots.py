@@ -1,5 +1,6 @@
 """Figures show what they are given, and pyplot never hears of them."""
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,17 @@ from matplotlib.figure import Figure
 
 from pvi.errors import PviError
 from pvi.fit import History
-from pvi.fit.plot import running_mean
-from pvi.plots import arviz_api, plot_bound, plot_forest, plot_images, plot_ppc, scale_groups
-from pvi.report import Section, write_report
+from pvi.fit.plot import plot_fit, running_mean
+from pvi.page import Bar, Code, Items, Numbers, Picture, Section, Table, write_page
+from pvi.plots import (
+    arviz_api,
+    plot_forest,
+    plot_images,
+    plot_pairs,
+    plot_ppc,
+    plot_weights,
+    scale_groups,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -88,23 +97,23 @@ def _segments(group: Any) -> list:
 def test_bound_shows_the_end_not_the_start() -> None:
     noise = RNG.normal(size=2_000)
     bound = -100.0 - 1e6 * np.exp(-np.arange(2_000) / 20) + noise
-    top, bottom = plot_bound(history(bound)).axes
+    top, rate, bottom = plot_fit(history(bound)).axes
     low, high = top.get_ylim()
     assert -120 < low < noise.min() - 100 + 2
     assert high > -100 + noise[400:].mean()
     assert top.get_ylabel() == "bound (nats)"
-    assert (bottom.get_xlabel(), bottom.get_yscale()) == ("step", "log")
+    assert (bottom.get_xlabel(), rate.get_yscale()) == ("step", "log")
 
 
 @pytest.mark.parametrize("bound", [[-3.0], [-3.0] * 10, [np.nan, -3.0, np.inf, -2.0]])
 def test_bound_of_odd_histories(bound: list[float], tmp_path: Path) -> None:
-    plot_bound(history(np.array(bound))).savefig(tmp_path / "bound.png")
+    plot_fit(history(np.array(bound))).savefig(tmp_path / "bound.png")
 
 
 @pytest.mark.parametrize("bound", [[], [np.nan, np.nan]])
 def test_bound_needs_a_bound(bound: list[float]) -> None:
     with pytest.raises(PviError, match="finite bounds"):
-        plot_bound(history(np.array(bound)))
+        plot_fit(history(np.array(bound)))
 
 
 def test_running_mean_is_one_of_neighbours() -> None:
@@ -218,7 +227,7 @@ def test_ppc_needs_predictions(idata: Any) -> None:
 def test_without_matplotlib_the_extra_is_named(idata: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     calls = (
-        lambda: plot_bound(history(np.zeros(3))),
+        lambda: plot_fit(history(np.zeros(3))),
         lambda: plot_forest(idata),
         lambda: plot_ppc(idata),
         lambda: plot_images({"data": np.zeros((1, 8, 8))}),
@@ -259,23 +268,54 @@ def plus_one(idata: Any) -> Any:
     return xarray.DataTree.from_dict({"posterior": posterior + 1.0})
 
 
-def test_report_is_one_escaped_file(tmp_path: Path) -> None:
-    picture = tmp_path / "a.png"
-    Figure(figsize=(1, 1)).savefig(picture)
-    page = tmp_path / "index.html"
-    blocks = (("Table", "a < b & c"),)
+def test_pages_are_one_escaped_file(tmp_path: Path) -> None:
+    figure = Figure(figsize=(1, 1))
+    picture = Picture.of(figure, "a.png", 'say "hi"')
+    table = Table(("<site>", "n"), [["a < b & c", 2], ["d", math.nan], ["e", Bar(2.0)]], "Table")
     sections = [
-        Section("<script>", "One.\n\nTwo $x.", "unreliable", blocks, (('say "hi"', picture),)),
-        Section("Plain"),
+        Section("<script>", ["One.\n\nTwo $x.", table, picture], "unreliable"),
+        Section("Plain", [Items(["<i>"]), Numbers([("a", "<1", "b")]), Code("x < y")]),
         Section("Odd", verdict="not assessed"),
     ]
-    write_report(page, "A & B", "lead", sections)
+    page = tmp_path / "index.html"
+    write_page(page, "A & B", "lead", sections)
     text = page.read_text(encoding="utf-8")
     assert "<script" not in text and "&lt;script&gt;" in text
-    assert "a &lt; b &amp; c" in text and "A &amp; B" in text
+    assert "a &lt; b &amp; c" in text and "A &amp; B" in text and "&lt;site&gt;" in text
+    assert "<li>&lt;i&gt;</li>" in text and "&lt;1" in text and "x &lt; y" in text
+    assert '<td class="number">2</td>' in text and '<td class="number"></td>' in text
+    assert 'style="width: 100.0%"' in text
     assert 'alt="say &quot;hi&quot;"' in text and "data:image/png;base64," in text
     assert '<span class="badge bad">unreliable</span>' in text
     assert '<span class="badge none">not assessed</span>' in text
     assert text.count('class="badge') == 2
     assert "<p>One.</p>\n<p>Two $x.</p>" in text
     assert "http" not in text  # nothing to load
+    picture.save(tmp_path)
+    assert (tmp_path / "a.png").read_bytes() == picture.png
+
+
+def test_pairs_show_regions_of_both(tmp_path: Path) -> None:
+    """The weighted region is where the weights say, and the guide's where its draws are."""
+    x, y = RNG.normal(size=(2, 4000))
+    weights = np.exp(x)  # moves x by one sd
+    figure = plot_pairs({"x": x, "y": y, "z<": x + y}, weights / weights.sum())
+    assert {"x", "y", "z<", "draws of the guide", "weighted"} <= set(texts(figure))
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(panels) == 6
+    pair = next(a for a in panels if a.get_ylabel() == "y")
+    regions = [c for c in pair.collections if len(c.get_paths())]
+    centers = [c.get_paths()[0].vertices[:, 0].mean() for c in regions]  # of the 94 % lines
+    assert centers == pytest.approx([0.0, 1.0], abs=0.3)
+    with pytest.raises(PviError, match="at least two"):
+        plot_pairs({"x": x})
+
+
+def test_weights_fall_as_khat_says() -> None:
+    """Weights of a Pareto tail k = 0.5 fall by half a decade a decade of ranks."""
+    ratios = 0.5 * RNG.exponential(size=20_000)
+    (axes,) = plot_weights(ratios).axes
+    rank, share = (np.log10(v) for v in axes.lines[0].get_data())
+    slope = np.polyfit(rank[30:], share[30:], 1)[0]
+    assert slope == pytest.approx(-0.5, abs=0.05)
+    assert axes.lines[2].get_ydata()[0] == pytest.approx(1 / 20_000)

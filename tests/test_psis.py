@@ -1,13 +1,15 @@
 """PSIS: known tail indices, agreement with arviz, exact edge cases."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from pvi.diagnostics.psis import khat_threshold, psis
 from pvi.errors import PviError
+from pvi.posterior.psis import khat_threshold, psis
 
 
 def uniform(num: int, seed: int = 0) -> torch.Tensor:
@@ -48,30 +50,61 @@ def test_khat_of_student_t() -> None:
     assert np.mean(khats) == pytest.approx(1 / 3, abs=0.08)
 
 
+# Square numbers: arviz 1 rounds the number of tail values, 3 sqrt(S), down and not up.
 RATIOS = {
-    "pareto": lambda: -0.6 * torch.log(uniform(2000)),
-    "normal": lambda: 3 * normal(777),
-    "light": lambda: uniform(5000),
-    "large scale": lambda: 40 * normal(1000) - 1e4,
-    "zero weights": lambda: torch.cat([normal(300), torch.full((200,), -math.inf)]),
+    "pareto": lambda: -0.6 * torch.log(uniform(2500)),
+    "normal": lambda: 3 * normal(784),
+    "light": lambda: uniform(4900),
+    "large scale": lambda: 40 * normal(900) - 1e4,
+    "zero weights": lambda: torch.cat([normal(400), torch.full((225,), -math.inf)]),
     "short": lambda: normal(30),
-    "ties": lambda: (2 * normal(3000)).round(decimals=1),
+    "ties": lambda: (2 * normal(1250)).repeat(2),
 }
+
+
+def by_arviz(ratios: np.ndarray) -> tuple[np.ndarray, float]:
+    """Smoothed log weights and khat; arviz 1 takes the ratios of LOO, which are negative."""
+    arviz = pytest.importorskip("arviz")
+    with np.errstate(all="ignore"):
+        if int(arviz.__version__.split(".")[0]) < 1:
+            return arviz.psislw(ratios.copy())
+        return pytest.importorskip("arviz_stats.base").array_stats.psislw(-ratios)
 
 
 @pytest.mark.parametrize("name", RATIOS)
 def test_agrees_with_arviz(name: str) -> None:
-    arviz = pytest.importorskip("arviz")
-    if int(arviz.__version__.split(".")[0]) >= 1:
-        pytest.skip("arviz 1 takes negative log ratios")
     ratios = RATIOS[name]()
-    with np.errstate(all="ignore"):
-        log_weights, khat = arviz.psislw(ratios.numpy().copy())
+    log_weights, khat = by_arviz(ratios.numpy())
     ours = psis(ratios)
     # sorted, because arviz orders tied ratios at random
     expected = torch.tensor(np.sort(log_weights))
     torch.testing.assert_close(ours.log_weights.sort().values, expected, rtol=0, atol=1e-8)
     assert ours.khat == pytest.approx(float(khat), abs=1e-8)
+
+
+PEAK = """
+import resource, torch
+from pvi.posterior.psis import psis
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+psis(torch.randn(10_000, dtype=torch.float64))
+x = 0.3 * torch.randn({num}, dtype=torch.float64)
+before = peak()
+got = psis(x)
+print(peak() - before, got.khat, got.ess / {num}, got.log_mean)
+"""
+
+
+@pytest.mark.parametrize("num", [10**6, pytest.param(10**7, marks=pytest.mark.slow)])
+def test_memory_is_a_few_copies_of_the_ratios(num: int) -> None:
+    if sys.platform != "linux":
+        pytest.skip("ru_maxrss has other units")
+    command = [sys.executable, "-c", PEAK.format(num=num)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    peak, khat, share, log_mean = map(float, found)
+    assert peak * 1024 < 5 * 8 * num
+    assert khat < 0.3
+    assert share == pytest.approx(math.exp(-(0.3**2)), abs=0.01)
+    assert log_mean == pytest.approx(0.3**2 / 2, abs=4 * 0.3 / math.sqrt(num))
 
 
 @pytest.mark.parametrize("name", RATIOS)

@@ -29,8 +29,8 @@ def demo(
     with _clear_errors():
         from pvi.cli import digits, regression
         from pvi.cli.output import one_thread
+        from pvi.page import write_page
         from pvi.plots import check_matplotlib
-        from pvi.report import write_report
 
         check_matplotlib()
         out.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def demo(
                 sections += part.run(out, seed=seed, quick=quick)
                 times.append(f"{time.perf_counter() - start:.0f} s")
         lead = "Two ordinary Pyro programs, fitted and checked by a call each."
-        write_report(out / "index.html", "pvi demo", lead, sections)
+        write_page(out / "index.html", "pvi demo", lead, sections)
         verdicts = {s.title: s.verdict for s in sections if s.verdict}
         _say_end(out, verdicts, times=f"{times[0]} and {times[1]}")
 
@@ -68,10 +68,9 @@ def fit(
     with _clear_errors():
         from pvi.cli import fitting
         from pvi.plots import check_matplotlib
-        from pvi.report import write_report
 
         check_matplotlib()
-        section = fitting.run(
+        verdict = fitting.run(
             model,
             data,
             out,
@@ -83,8 +82,25 @@ def fit(
             draws=draws,
             seed=seed,
         )
-        write_report(out / "index.html", f"pvi fit {model}", f"Data: {data.name}", [section])
-        _say_end(out, {model: section.verdict})
+        _say_end(out, {model: verdict})
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="What Fit.save wrote, or --out of `pvi fit`.")],
+    model: Annotated[str, typer.Option(help="The Pyro program of that fit, as FILE.py:NAME.")],
+    data: Annotated[Path | None, typer.Option(help="Its data: .csv, .npz or .parquet.")] = None,
+    guide: Annotated[str, typer.Option(help="Its guide, as in `pvi fit`.")] = "MeanField",
+    draws: Annotated[int, typer.Option(min=2, help="Draws that are judged.")] = 20_000,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Write a page on a saved fit: whether its posterior may be trusted, and what it says."""
+    with _clear_errors():
+        from pvi.cli import fitting
+
+        verdict = fitting.report(run_dir, model, data, out, guide=guide, draws=draws, seed=seed)
+        print(f"\nVerdict\n  {verdict}\n\nOpen {out} in a browser.")
 
 
 @app.command()

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import pvi
-from pvi.cli.output import heading, indented, paragraph, save_draws, save_picture
+from pvi.cli.output import heading, indented, paragraph, save_draws
 from pvi.datasets import digits
-from pvi.plots import plot_bound, plot_images
-from pvi.report import Section
+from pvi.page import Items, Picture, Section
+from pvi.plots import plot_images
 
 LATENT, HIDDEN, PIXELS, MAX_COUNT = 8, 256, 64, 16
 TRAINING, BATCH = 1500, 100  # images; those that are not for training are held out
@@ -77,12 +77,14 @@ def run(out: Path, *, seed: int = 0, quick: bool = False) -> list[Section]:
     print("\n".join(map(paragraph, notes)), flush=True)
     images = plot_images(_pictures(vae, kept, test[:COLUMNS], seed), COLUMNS)
     caption = "Held-out images, their reconstructions, and new images: decoded draws from the prior"
-    figures = [save_picture(images, out / "vae-images.png", caption)]
+    pictures = [Picture.of(images, "vae-images.png", caption)]
     caption = f"Bound of all {TRAINING:,} images during training, nats"
-    figures.append(save_picture(plot_bound(fit.history), out / "vae-bound.png", caption))
-    text = "\n\n".join([ABOUT, *notes])
-    blocks = ((f"Diagnosis of all {len(test)} held-out images at once", reasons),)
-    return [Section("VAE, digits", text, diagnosis.verdict, blocks, tuple(figures))]
+    pictures.append(Picture.of(fit.plot(), "vae-bound.png", caption))
+    for picture in pictures:
+        picture.save(out)
+    judged = f"Diagnosis of all {len(test)} held-out images at once:"
+    parts = [ABOUT, *notes, judged, Items(diagnosis.reasons), *pictures]
+    return [Section("VAE, digits", parts, diagnosis.verdict)]
 
 
 def _bounds(vae: VAE, x: Tensor, seed: int, repeats: int) -> str:

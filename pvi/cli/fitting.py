@@ -1,5 +1,6 @@
 """The work of `pvi fit`: a user's program and data in; draws, pictures and a page out."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -7,20 +8,12 @@ from typing import Any
 import torch
 
 import pvi
-from pvi.cli.output import (
-    forests,
-    heading,
-    indented,
-    predictive_check,
-    save_draws,
-    save_picture,
-    small_sites,
-    summary,
-)
-from pvi.cli.program import load_data, load_program, make_guide, make_objective
-from pvi.plots import plot_bound
-from pvi.report import Section
+from pvi.cli.output import heading, indented, save_draws, small_sites, summary
+from pvi.cli.program import UsageError, load_data, load_program, make_guide, make_objective
+from pvi.fit.report import make_report
+from pvi.fit.storage import STATE
 
+FIT = "fit"  # where a fit is kept in the folder of its results
 MAX_NUMBERS, MIN_DRAWS = 20_000_000, 10  # in the netCDF file
 
 
@@ -34,8 +27,8 @@ def run(
     draws: int,
     seed: int,
     **options: Any,
-) -> Section:
-    """Fit, check, save and draw; `options` go to `pvi.fit`."""
+) -> str:
+    """Fit, check, save and draw; `options` go to `pvi.fit`. Returns the verdict."""
     model, family, columns = _loaded(spec, data, guide, seed)
     chosen = make_objective(objective) if objective else None
     out.mkdir(parents=True, exist_ok=True)
@@ -43,20 +36,41 @@ def run(
     heading(f"{spec}, {guide}")
     start = time.perf_counter()
     fitted = pvi.fit(model, family, columns, objective=chosen, seed=seed, **options)
-    about = f"{fitted}, {time.perf_counter() - start:.0f} s"
-    print(about, flush=True)
-    diagnosis = fitted.diagnose(seed=seed)
-    print(f"{indented(diagnosis)}\n", flush=True)
+    print(f"{fitted}, {time.perf_counter() - start:.0f} s", flush=True)
+    fitted.save(out / FIT)
+    report = make_report(fitted, seed=seed, title=_title(spec, guide))
+    print(f"{indented(report.diagnosis)}\n", flush=True)
     idata = _draws(fitted, draws, seed)
     save_draws(idata, out / "posterior.nc")
-    text = _summary(idata)
-    print(indented(text), flush=True)
-    figures = [save_picture(plot_bound(fitted.history), out / "bound.png", "Bound, nats")]
-    names, _ = small_sites(idata)
-    figures += forests(idata, names, out) if names else []
-    figures += predictive_check(idata, out / "ppc.png")
-    blocks = (("Diagnosis", str(diagnosis)), ("Summary", text))
-    return Section(spec, f"{about}.", diagnosis.verdict, blocks, tuple(figures))
+    print(indented(_summary(idata)), flush=True)
+    for picture in report.pictures:
+        picture.save(out)
+    report.write(out / "index.html")
+    return report.diagnosis.verdict
+
+
+def report(
+    folder: Path, spec: str, data: Path | None, out: Path, *, guide: str, draws: int, seed: int
+) -> str:
+    """The page of a fit that was saved, and its verdict."""
+    if (folder / FIT).is_dir():
+        folder = folder / FIT
+    if not (folder / STATE).is_file():
+        raise UsageError(
+            f"there is no saved fit in {folder}: expected the folder that Fit.save wrote, or that "
+            "of --out of pvi fit"
+        )
+    model, family, columns = _loaded(spec, data, guide, seed)
+    fitted = pvi.load(folder, model, family, columns)
+    found = make_report(fitted, draws, seed=seed, title=_title(spec, guide))
+    print(f"{fitted}\n{indented(found.diagnosis)}", flush=True)
+    found.write(out)
+    return found.diagnosis.verdict
+
+
+def _title(spec: str, guide: str) -> str:
+    """The words of the command line without folders."""
+    return ", ".join(re.sub(r"^.*[/\\](?=[^:])", "", word) for word in (spec, guide))
 
 
 def check(spec: str, data: Path, guide: str, objective: str, batch_size: int | None) -> pvi.Check:
@@ -66,13 +80,13 @@ def check(spec: str, data: Path, guide: str, objective: str, batch_size: int | N
     return pvi.check(model, family, columns, objective=chosen, batch_size=batch_size)
 
 
-def _loaded(spec: str, data: Path, guide: str, seed: int) -> tuple[Any, Any, dict[str, Any]]:
+def _loaded(spec: str, data: Path | None, guide: str, seed: int) -> tuple[Any, Any, Any]:
     """Model, guide and columns from the words of the command line."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a file may make networks when it is read
         model = load_program(spec)
         family = make_guide(guide, model, spec)
-    columns, unused = load_data(data, model)
+    columns, unused = ((), []) if data is None else load_data(data, model)
     if unused:
         print(f"columns not used: {', '.join(unused)}")
     return model, family, columns

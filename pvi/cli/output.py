@@ -4,18 +4,12 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from pvi.errors import PviError
-from pvi.plots import plot_forest, plot_ppc, scale_groups
 from pvi.posterior.arviz import load
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Picture = tuple[str, Path]
 MAX_ROWS = 60  # sites with more values stay out of the printed summary
 
 
@@ -47,12 +41,6 @@ def save_draws(idata: Any, path: Path) -> None:
     idata.to_netcdf(str(path), engine="h5netcdf")
 
 
-def save_picture(figure: "Figure", path: Path, caption: str) -> Picture:
-    """Write a figure as PNG; what a report needs to show it."""
-    figure.savefig(path)
-    return caption, path
-
-
 def small_sites(idata: Any) -> tuple[list[str], list[str]]:
     """Names of the sites whose values can be listed, and of those that have too many."""
     sizes = {str(name): v[0, 0].size for name, v in idata["posterior"].data_vars.items()}
@@ -63,22 +51,3 @@ def small_sites(idata: Any) -> tuple[list[str], list[str]]:
 def summary(idata: Any, var_names: Sequence[str]) -> str:
     """arviz's table of means, sds and intervals, without statistics meant for Markov chains."""
     return load().summary(idata, var_names=list(var_names), kind="stats").to_string()
-
-
-def forests(idata: Any, var_names: Sequence[str], out: Path) -> list[Picture]:
-    """`forest.png`, and further ones for sites that would be unreadable on its scale."""
-    pictures = []
-    for i, group in enumerate(scale_groups(idata, var_names)):
-        path = out / ("forest.png" if i == 0 else f"forest-{i + 1}.png")
-        caption = f"Posterior: {', '.join(group)}"
-        pictures.append(save_picture(plot_forest(idata, group), path, caption))
-    return pictures
-
-
-def predictive_check(idata: Any, path: Path) -> list[Picture]:
-    """The observed values among predicted ones, where the draws hold predictions."""
-    try:
-        figure = plot_ppc(idata)
-    except PviError:
-        return []
-    return [save_picture(figure, path, "Posterior predictive check: data beside predictions")]

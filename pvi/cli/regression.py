@@ -8,18 +8,13 @@ import pyro.distributions as dist
 from torch import Tensor
 
 import pvi
-from pvi.cli.output import (
-    heading,
-    indented,
-    paragraph,
-    predictive_check,
-    save_draws,
-    save_picture,
-    summary,
-)
+from pvi.cli.output import heading, indented, paragraph, save_draws, summary
 from pvi.datasets import Table, diabetes
-from pvi.plots import plot_bound, plot_forest
-from pvi.report import Section
+from pvi.fit.report import Material, compose, gather
+from pvi.fit.report_pictures import course, predictive
+from pvi.fit.report_tables import numbers, parameters, verdict
+from pvi.page import Picture, Section
+from pvi.plots import plot_forest
 
 SITES = ("intercept", "beta", "shrinkage", "sigma", "nu")
 DRAWN = ("intercept", "beta", "shrinkage", "sigma")  # nu is of another order of magnitude
@@ -52,44 +47,45 @@ def run(out: Path, *, seed: int = 0, quick: bool = False) -> list[Section]:
         "independent normals": None,  # the default guide
         "correlated normals": pvi.guides.FullRank,
     }
-    fits: dict[str, pvi.Fit] = {}
-    verdicts: dict[str, pvi.Diagnosis] = {}
+    found: dict[str, Material] = {}
     for name, guide in guides.items():
-        steps = 200 if quick else None
-        fits[name] = pvi.fit(model, guide, (table.x, table.y), steps=steps, seed=seed)
-        verdicts[name] = fits[name].diagnose(2_000 if quick else 20_000, seed=seed)
-        print(f"\nGuide: {name}. {fits[name]}\n{indented(verdicts[name])}", flush=True)
-    best = max(verdicts, key=lambda name: verdicts[name].bound)
+        fit = pvi.fit(model, guide, (table.x, table.y), steps=200 if quick else None, seed=seed)
+        found[name] = gather(fit, 2_000 if quick else 20_000, seed=seed, **_names(table))
+        print(f"\nGuide: {name}. {fit}\n{indented(found[name].diagnosis)}", flush=True)
+    best = max(found, key=lambda name: found[name].diagnosis.bound)
     print(f"\nThe guide of {best} has the higher bound. Its posterior is kept:\n", flush=True)
-    draws = {name: _draws(fit, table, seed, quick) for name, fit in fits.items()}
+    draws = {name: _draws(each.fit, table, seed, quick) for name, each in found.items()}
     save_draws(draws[best], out / "posterior.nc")
-    text = summary(draws[best], SITES)
-    print(indented(text), flush=True)
-    pictures = {n: out / ("bound.png" if n == best else "bound-other.png") for n in guides}
-    sections = [_section(n, fits[n], verdicts[n], picture) for n, picture in pictures.items()]
-    return [*sections, _comparison(draws, best, text, out)]
+    print(indented(summary(draws[best], SITES)), flush=True)
+    compose(found[best], f"{TITLE}: {best}").write(out / "regression.html")
+    sections = {name: _section(name, each) for name, each in found.items()}
+    end = _comparison(draws, found[best], best)
+    for picture in [*sections[best].pictures, *end.pictures]:
+        picture.save(out)
+    return [*sections.values(), end]
+
+
+def _names(table: Table) -> dict[str, Any]:
+    return {"coords": {"feature": list(table.columns)}, "dims": {"x": ["feature"]}}
 
 
 def _draws(fit: pvi.Fit, table: Table, seed: int, quick: bool) -> Any:
-    coords = {"feature": list(table.columns)}
-    return fit.to_arviz(200 if quick else 1000, seed=seed, coords=coords, dims={"x": ["feature"]})
+    return fit.to_arviz(200 if quick else 1000, seed=seed, **_names(table))
 
 
-def _section(name: str, fit: pvi.Fit, diagnosis: pvi.Diagnosis, picture: Path) -> Section:
-    """One fit on the page: its diagnosis and how the bound rose."""
-    return Section(
-        f"{TITLE}: {name}",
-        f"{ABOUT} {len(fit.history):,} steps.",
-        diagnosis.verdict,
-        (("Diagnosis", str(diagnosis)),),
-        (save_picture(plot_bound(fit.history), picture, "Bound during training, nats"),),
-    )
+def _section(name: str, found: Material) -> Section:
+    """One fit on the page: its verdict, numbers and course."""
+    parts = [ABOUT, *verdict(found).parts, *numbers(found).parts, *course(found).parts]
+    return Section(f"{TITLE}: {name}", parts, found.diagnosis.verdict)
 
 
-def _comparison(draws: dict[str, Any], best: str, text: str, out: Path) -> Section:
+def _comparison(draws: dict[str, Any], found: Material, best: str) -> Section:
     """Both posteriors beside each other, and the better one in full."""
+    lead = (
+        f"The higher bound wins: {best}. Its draws are in posterior.nc, and all there is to say of "
+        "it in regression.html."
+    )
     caption = "The posterior under both guides"
-    figures = [save_picture(plot_forest(draws, DRAWN), out / "forest.png", caption)]
-    figures += predictive_check(draws[best], out / "ppc.png")
-    lead = f"The higher bound wins: {best}. Its draws are in posterior.nc."
-    return Section(f"{TITLE}: the posterior", lead, "", (("Summary", text),), tuple(figures))
+    forest = Picture.of(plot_forest(draws, DRAWN), "forest.png", caption)
+    parts = [lead, forest, *predictive(found).parts, *parameters(found).parts]
+    return Section(f"{TITLE}: the posterior", parts)

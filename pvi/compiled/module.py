@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pvi.compiled.backend import make_function
 from pvi.compiled.errors import NotCompilable
+from pvi.compiled.python_state import moved, numbers
 from pvi.compiled.unit import Source, Unit, buffers, check, live, make_unit, signature
 from pvi.engine.data import Batch
 from pvi.engine.objective import Evaluation
@@ -73,6 +74,11 @@ class CompiledLoss(ELBOModule):
         self._backend, self._calls, self.reason = backend, 0, ""
         self._seen: dict[str, Batch] = {}
         self._made: dict[str, tuple[Unit, Run]] = {}
+        self._numbers: dict[str, dict[str, Any]] = {}  # that the programs reach
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies capture anew, for they have parameters of their own."""
+        return {**super().__getstate__(), "_calls": 0, "_seen": {}, "_made": {}, "_numbers": {}}
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of the objective, nats."""
@@ -86,12 +92,18 @@ class CompiledLoss(ELBOModule):
     def _ready(self, batch: Batch) -> tuple[Unit, Run] | None:
         """The captured step for a batch of this shape, once there is one."""
         self._calls += 1
-        shape = (signature(batch), [module.training for module in self.modules()])
+        tensors = (*self.parameters(), *pyro.get_param_store()._params.values())
+        own = [(id(x), x.requires_grad) for x in tensors]  # replaced and frozen ones are others
+        shape = (signature(batch), [module.training for module in self.modules()], own)
         key = repr(shape)
         other = self._seen.setdefault(key, batch)
         if self._calls <= FIRST or other is batch:
             return None
         try:
+            now = numbers(self.model, self.guide)
+            changed = moved(self._numbers.setdefault(key, now), now)
+            if changed:
+                raise NotCompilable(f"'{changed}' in the programs changes from step to step")
             if key not in self._made:
                 self._made[key] = self._make(other, batch)
             elif self._calls & (self._calls - 1) == 0:

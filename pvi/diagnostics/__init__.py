@@ -2,16 +2,25 @@
 
 from pvi.diagnostics.diagnosis import Diagnosis, diagnose
 from pvi.diagnostics.evidence import Evidence, evidence, posterior_evidence
-from pvi.diagnostics.psis import PSIS, psis
+from pvi.diagnostics.latents import Latents, latents
+from pvi.diagnostics.loo import Loo, loo
+from pvi.diagnostics.predictive_checks import PredictiveCheck, check_predictive
 from pvi.diagnostics.sandwich import Sandwich, posterior_sandwich, sandwich
+from pvi.posterior.psis import PSIS, psis
 
 __all__ = [
     "PSIS",
     "Diagnosis",
     "Evidence",
+    "Latents",
+    "Loo",
+    "PredictiveCheck",
     "Sandwich",
+    "check_predictive",
     "diagnose",
     "evidence",
+    "latents",
+    "loo",
     "posterior_evidence",
     "posterior_sandwich",
     "psis",

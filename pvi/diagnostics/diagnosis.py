@@ -7,19 +7,22 @@ from typing import Any
 
 import torch
 
-from pvi.diagnostics.psis import khat_threshold, psis
+from pvi.diagnostics.causes import LEVEL, at_rest, centred, correlated, heavy
+from pvi.diagnostics.evidence import MAX_BAD
+from pvi.diagnostics.plates import Element, Elements, elements
 from pvi.diagnostics.reasons import (
-    centred,
-    correlated,
+    escalation,
+    given_others,
     judge,
-    num_bad,
+    judge_elements,
     other_modes,
     outside,
     stopped,
     unweightable,
 )
-from pvi.diagnostics.table import COLUMNS, MAX_DIM, Row, make_table
+from pvi.diagnostics.table import COLUMNS, MAX_DIM, Row, make_table, scalars
 from pvi.errors import DataError
+from pvi.posterior.psis import khat_threshold, num_not_weights, psis
 from pvi.text import table as text_table
 
 MAX_SHOWN = 12  # rows printed
@@ -37,8 +40,11 @@ class Diagnosis:
         reasons: What decided it, each with the next step.
         num_draws: Draws S that the numbers come from.
         table: One row per scalar, at most 1,000.
-        khat: Tail index of the weights, see `PSIS`.
-        ess: Absolute effective sample size of the weights, in draws.
+        elements: Where latents factorise over plates, the weights of single elements of these, at
+            most 500 evenly spaced ones; see `Element`.
+        khat: Tail index of the weights, see `PSIS`; where all latents factorise over plates, of
+            weights of single elements, and 95 % of these are not above it.
+        ess: Absolute effective sample size of the weights, in draws; likewise.
         bound: Mean of log p - log q over the draws, nats.
         bound_se: Its standard error, nats.
         evidence: PSIS estimate of log Z, nats; NaN where the verdict is "unreliable".
@@ -49,6 +55,7 @@ class Diagnosis:
     reasons: tuple[str, ...]
     num_draws: int
     table: tuple[Row, ...]
+    elements: tuple[Element, ...] = ()
     khat: float = math.nan
     ess: float = math.nan
     bound: float = math.nan
@@ -99,6 +106,11 @@ def diagnose(target: Any, num_draws: int = ENOUGH, *, seed: int = 0) -> Diagnosi
     - not assessed: the posterior has caveats (Delta guide, subsampled plate, tempered, ...), more
       than 1,000 latent dimensions, or log ratios that are NaN or `+inf`, or all `-inf`.
 
+    Where all latents factorise over plates (a VAE), the same is asked of the weights of every
+    element, in any number of dimensions, and the verdict is that of at least 95 % of the elements.
+    Beside other latents, elements are looked at given three draws of these: above 1,000 dimensions
+    a posterior is unreliable if more than 5 % of them fail.
+
     Shifts and sds have a Monte Carlo error, about :math:`1/\sqrt{\text{ESS}}` sd each: small
     beside the limits at 20,000 draws, as large as these at a few hundred. A fit that stopped
     before converging keeps the verdict of its weights, and the reasons say that it stopped.
@@ -126,15 +138,43 @@ def diagnose(target: Any, num_draws: int = ENOUGH, *, seed: int = 0) -> Diagnosi
         count = _affordable(1000, _size(posterior.sample(1, seed=seed)))
         rows = make_table(posterior.sample(count, seed=seed))
         return Diagnosis("not assessed", (*stopped(target), *caveats), count, rows)
+    found = elements(posterior, num_draws, seed)
+    if found and not found.nested:
+        return _by_element(target, found)
     dim = _size(posterior.draws(2, seed=seed).values)
     count = num_draws if dim <= MAX_DIM else min(num_draws, _affordable(200, dim))
     draws = posterior.draws(count, seed=seed)
     ratios = draws.log_p.detach().cpu().double() - draws.log_q.detach().cpu().double()
     if why := unweightable(ratios, dim):
-        rows = make_table(draws.values)
-        reasons = (*stopped(target), *why)
-        return Diagnosis("not assessed", reasons, count, rows, **_moments(ratios))
-    return _weigh(target, posterior, draws.values, ratios)
+        rows, within = make_table(draws.values), found.items if found else ()
+        reasons = (*stopped(target), *given_others(found), *why)
+        fails = found and found.many(found.failing)
+        verdict = "unreliable" if fails else "not assessed"
+        return Diagnosis(verdict, reasons, count, rows, within, **_moments(ratios))
+    return _weigh(target, posterior, draws.values, ratios, found)
+
+
+def _by_element(target: Any, found: Elements) -> Diagnosis:
+    """The diagnosis where every element of the plates has a posterior of its own."""
+    verdict, reasons = judge_elements(found)
+    if missed := other_modes(target):
+        verdict, reasons = "unreliable", [missed, *reasons]
+    good = verdict == "good"
+    early = stopped(target, harmless=good)
+    numbers = found.numbers or {}
+    last = 1 - MAX_BAD  # of the elements; the rest may fail
+    khat = torch.tensor([e.khat for e in found.items], dtype=torch.float64)
+    ess = torch.tensor([e.ess for e in found.items], dtype=torch.float64)
+    return Diagnosis(
+        verdict=verdict,
+        reasons=tuple(reasons + early if good else early + reasons),
+        num_draws=found.num_draws,
+        table=found.rows,
+        elements=found.items,
+        khat=khat.quantile(last, interpolation="lower").item(),
+        ess=ess.quantile(1 - last, interpolation="higher").item() * found.num_draws,
+        **{**numbers, **({"evidence": math.nan} if verdict == "unreliable" else {})},
+    )
 
 
 def _size(values: Mapping[str, torch.Tensor]) -> int:
@@ -147,27 +187,38 @@ def _affordable(num_draws: int, size: int) -> int:
 
 
 def _weigh(
-    target: Any, posterior: Any, values: Mapping[str, torch.Tensor], ratios: torch.Tensor
+    target: Any,
+    posterior: Any,
+    values: Mapping[str, torch.Tensor],
+    ratios: torch.Tensor,
+    found: Elements | None,
 ) -> Diagnosis:
-    """The diagnosis where there are weights."""
+    """The diagnosis by joint weights of all latents."""
     smoothed, moments = psis(ratios), _moments(ratios)
     rows = make_table(values, smoothed)
-    sd = moments["sd_log_ratio"]
-    verdict, reasons = judge(smoothed, sd, rows)
-    pair = correlated(values, smoothed)
+    names, x = scalars(values, MAX_DIM)
+    verdict, reasons = judge(smoothed, moments["sd_log_ratio"], rows)
+    pair = correlated(names, x, smoothed)
     if verdict == "good" and pair:
         verdict, reasons = "correctable", ["the marginals are right: use PSIS-weighted draws"]
     if missed := other_modes(target):
         verdict, reasons = "unreliable", [missed, *(reasons if verdict == "unreliable" else [])]
-    reasons += outside(ratios) + pair + (centred(posterior) if verdict != "good" else [])
+    good, early = verdict == "good", stopped(target, harmless=verdict == "good")
+    reasons += outside(ratios)
+    if not good:
+        rest = at_rest(posterior, values, ratios)
+        reasons += rest + (heavy(names, x, smoothed) if rest == [LEVEL] else [])
+        reasons += pair + given_others(found) + centred(posterior)
+    if verdict == "unreliable":
+        reasons += escalation(len(names))
     if len(ratios) < ENOUGH:
         reasons.append(f"khat is noisy at {len(ratios):,} draws: use num_draws={ENOUGH:_} or more")
-    good, early = verdict == "good", stopped(target, harmless=verdict == "good")
     return Diagnosis(
         verdict=verdict,
         reasons=tuple(reasons + early if good else early + reasons),
         num_draws=len(ratios),
         table=rows,
+        elements=found.items if found else (),
         khat=smoothed.khat,
         ess=smoothed.ess,
         evidence=math.nan if verdict == "unreliable" else smoothed.log_mean,
@@ -177,7 +228,7 @@ def _weigh(
 
 def _moments(ratios: torch.Tensor) -> dict[str, float]:
     """Mean, its standard error and sd of the ratios `(S,)`, nats; none if one is NaN or +inf."""
-    if num_bad(ratios):
+    if num_not_weights(ratios):
         return {}
     mean = ratios.mean().item()
     sd = ratios.std().item() if math.isfinite(mean) else math.inf

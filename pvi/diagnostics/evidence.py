@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from pvi.diagnostics.ais import Annealing
-from pvi.diagnostics.psis import khat_threshold
 from pvi.diagnostics.weights import Bar, Tally, Target, guide_weights, make_target
 from pvi.engine.params import Params, check_trained
 from pvi.engine.traces import Program, preserved_rng
 from pvi.errors import ObjectiveError
+from pvi.posterior.psis import khat_threshold
 from pvi.progress import progress as progress_bar
 
 MAX_BAD = 0.05  # of the data: of true khats of 0.5, 1 % are found above 0.7 at 5,000 draws

@@ -1,15 +1,15 @@
 """What decides a verdict, each reason with the next step."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from pvi.diagnostics.psis import PSIS, khat_threshold
-from pvi.diagnostics.table import MAX_DIM, ROUNDING, Row, scalars
+from pvi.diagnostics.plates import Elements
+from pvi.diagnostics.table import MAX_DIM, Row
+from pvi.posterior.psis import PSIS, khat_threshold, num_not_weights
 
-MAX_PAIRED = 200  # scalars whose correlations are compared
+SMALL = 100  # dimensions that Markov chains explore in minutes
 RICHER = "a richer guide (pvi.guides.FullRank for correlations, Flow for curved shapes)"
 
 
@@ -73,7 +73,7 @@ def unweightable(ratios: torch.Tensor, dim: int) -> list[str]:
             f"the latent space has {dim:,} dimensions: above {MAX_DIM:,} weights say nothing; "
             "use predictive checks on held-out data"
         )
-    if bad := num_bad(ratios):
+    if bad := num_not_weights(ratios):
         reasons.append(
             f"{bad:,} of {len(ratios):,} log ratios are NaN or +inf: look for an overflow, a log "
             "of 0 or a division by 0 in the model or the guide"
@@ -81,10 +81,6 @@ def unweightable(ratios: torch.Tensor, dim: int) -> list[str]:
     elif ratios.isneginf().all():
         reasons.append("no draw is inside the model's support: constrain the guide to it")
     return reasons
-
-
-def num_bad(ratios: torch.Tensor) -> int:
-    return int((ratios.isnan() | ratios.isposinf()).sum())
 
 
 def outside(ratios: torch.Tensor) -> list[str]:
@@ -103,43 +99,47 @@ def stopped(target: Any, *, harmless: bool = False) -> list[str]:
     return [f"stopped before converging: {why}; {step}"]
 
 
-def correlated(values: Mapping[str, torch.Tensor], smoothed: PSIS) -> list[str]:
-    r"""A reason if two of the first 200 scalars correlate under the weights but not in the guide.
+def judge_elements(found: Elements) -> tuple[str, list[str]]:
+    """The verdict where every element of the plates has a posterior of its own."""
+    failing, moved, limit = found.failing, found.moved, khat_threshold(found.num_draws)
+    what = f"khat above {limit:.2f} or ESS below 10 %"
+    reasons = [f"{found.share(failing)} have {what}: {RICHER}, or more steps"] if failing else []
+    if found.many(failing):
+        return "unreliable", [reasons[0], *_unlooked(found)]
+    changed = f"the weights move a mean by 0.1 sd or an sd by 10 % in {found.share(moved)}"
+    if found.many(moved):
+        step = f"use draws weighted element by element, or {RICHER}"
+        return "correctable", [f"{changed}: {step}", *reasons, *_unlooked(found)]
+    return "good", [f"{changed}: use the draws", *reasons, *_unlooked(found)]
 
-    A weighted correlation r counts where :math:`|r| > \max(0.5, 5/\sqrt{\text{ESS}})`, which keeps
-    chance correlations among a few heavy draws out, and the guide's differs by over :math:`|r|/2`.
-    """
-    names, x = scalars(values, MAX_PAIRED)
-    guide = _correlation(x, torch.full((len(x),), 1 / len(x), dtype=x.dtype))
-    weighted = _correlation(x, smoothed.log_weights.exp())
-    strong = weighted.abs() > max(0.5, 5 / math.sqrt(smoothed.ess))
-    gap = (weighted - guide).abs() * strong
-    gap *= gap > weighted.abs() / 2
-    if not gap.any():
+
+def _unlooked(found: Elements) -> list[str]:
+    if found.num_draws >= 2000:
         return []
-    i, j = sorted(divmod(int(gap.argmax()), len(names)))
     return [
-        f"joint statements are off: {names[i]} and {names[j]} correlate {weighted[i, j]:+.2f} "
-        f"under the weights but {guide[i, j]:+.2f} in the guide: try pvi.guides.FullRank"
+        f"{found.num_draws:,} draws of so many rows, so khat and shifts are noisy: diagnose fewer, "
+        "pvi.diagnose(fit.posterior.on(rows))"
     ]
 
 
-def centred(posterior: Any) -> list[str]:
-    """A reason if latents are told in coordinates that make funnels."""
-    sites = posterior.dependent_latents()
-    if not sites:
+def given_others(found: Elements | None) -> list[str]:
+    """Where the fault lies, if the elements' posteriors depend on latents outside their plates."""
+    if found is None:
         return []
+    failing = found.failing
+    if found.many(failing):
+        return [
+            f"given the other latents, {found.share(failing)} have khat above "
+            f"{khat_threshold(found.num_draws):.2f} or ESS below 10 %: these latents need "
+            f"{RICHER}, or one that knows how they go with the others (pvi.guides.Structured)"
+        ]
     return [
-        f"the location or scale of '{sites[0]}' depends on another latent, which makes funnels "
-        "where the data say little: try pvi.fit(..., reparam='noncentered')"
+        f"given the other latents, {found.share(failing)} fail: there the guide fits, so look at "
+        "the latents outside the plates, or at how they go with those inside"
     ]
 
 
-def _correlation(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """Correlations `(D, D)` of draws `(S, D)` under weights `(S,)`; 0 where an sd is 0."""
-    mean = w @ x
-    x = x - mean
-    covariance = (w[:, None] * x).T @ x
-    sd = covariance.diagonal().sqrt()
-    precision = torch.where(sd > ROUNDING * mean.abs(), 1 / sd, 0.0)
-    return covariance * torch.outer(precision, precision)
+def escalation(dim: int) -> list[str]:
+    """The last resort, where it is cheap."""
+    step = "the model is small: pvi.nuts(fit) draws by Markov chains that start from this guide"
+    return [step] if dim <= SMALL else []

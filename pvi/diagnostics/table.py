@@ -1,13 +1,13 @@
 """Every scalar parameter, under the guide and under the importance weights."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice, product
 
 import torch
 
-from pvi.diagnostics.psis import PSIS
+from pvi.posterior.psis import PSIS
 
 MAX_DIM = 1000  # scalars: above this, weights over the joint latent space say nothing
 ROUNDING = 1e-10  # an sd below this share of the mean is rounding: the scalar is constant
@@ -45,17 +45,29 @@ def scalars(values: Mapping[str, torch.Tensor], limit: int) -> tuple[list[str], 
     return names, torch.cat(columns, 1)
 
 
+def spelled(site: str, shape: Sequence[int], places: torch.Tensor) -> list[str]:
+    """Names of the scalars at these places of a flattened site."""
+    if not shape:
+        return [site]
+    indices = torch.stack(torch.unravel_index(places, tuple(shape)), 1).tolist()
+    return [f"{site}{index}" for index in indices]
+
+
 def make_table(values: Mapping[str, torch.Tensor], smoothed: PSIS | None = None) -> tuple[Row, ...]:
     """Moments of each scalar under the guide and, where there are weights, under the weights."""
     if not values:
         return ()
     names, x = scalars(values, MAX_DIM)
+    return rows_of(names, x, None if smoothed is None else smoothed.log_weights.exp()[:, None])
+
+
+def rows_of(names: list[str], x: torch.Tensor, w: torch.Tensor | None = None) -> tuple[Row, ...]:
+    """The same of draws `(S, D)`, with weights `(S, 1)` or `(S, D)`."""
     mean, sd = x.mean(0), x.std(0, correction=0)
     psis_mean = psis_sd = shift = sd_ratio = torch.full_like(mean, math.nan)
-    if smoothed is not None:
-        w = smoothed.log_weights.exp()
-        psis_mean = w @ x
-        psis_sd = (w @ (x - psis_mean) ** 2).sqrt()
+    if w is not None:
+        psis_mean = (w * x).sum(0)
+        psis_sd = (w * (x - psis_mean) ** 2).sum(0).sqrt()
         constant = sd <= ROUNDING * mean.abs()
         shift = torch.where(constant, 0.0, (psis_mean - mean) / sd)
         sd_ratio = torch.where(constant, 1.0, psis_sd / sd)

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvi.diagnostics.psis import smooth_tail, tail_size
 from pvi.engine.bounds import Scope, split
 from pvi.engine.joint import terms_of
 from pvi.engine.plan import Plan, make_plan
 from pvi.engine.terms import Term, Terms
 from pvi.engine.traces import Program, hidden, prior, run, sample_nodes, subset
 from pvi.errors import ModelError, ObjectiveError
-from pvi.posterior.draws import CHUNK, numbers_in
+from pvi.posterior.draws import CHUNK, numbers_in, with_draws
+from pvi.posterior.psis import smooth_tail, tail_size
 
 Bar = Callable[[Sequence], Iterable]  # goes through items with a progress bar
 
@@ -63,13 +63,32 @@ class Target:
 
     def weights(self, num: int, given: Any = None) -> tuple[Tensor, Tensor]:
         """What stands outside the weights, a scalar, and log weights `(num, *plates)`, nats."""
-        outer, log_w = weights_of(self.terms(num, given), self.plan.scope)
+        return self.weighted(num, given)[1:]
+
+    def weighted(self, num: int, given: Any = None) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The same after the guide's draws of the latents, `(num, *site shape)` by name.
+
+        Raises:
+            ModelError: a weight is NaN or infinite.
+        """
+        guide_trace, model_trace = self.traces(num, given)
+        depth = self.plan.depth(num)
+        terms = terms_of(guide_trace, model_trace, num, depth, enumeration=self.plan.enumeration)
+        outer, log_w = weights_of(terms, self.plan.scope)
         if bool((log_w.isnan() | log_w.isposinf()).any()) or bool(outer.isnan()):
             raise ModelError(
                 "log p - log q is NaN or infinite at draws from the guide: look for an overflow, a "
                 "log of 0 or a division by 0 in the model or the guide."
             )
-        return outer.double(), log_w.double()
+        nodes = self.guide_trace.nodes
+        values = {
+            t.name: with_draws(
+                guide_trace.nodes[t.name]["value"], num, nodes[t.name]["value"].shape
+            )
+            for t in self.latents
+            if t.kind == "latent" and t.name in nodes
+        }
+        return values, outer.double(), log_w.double()
 
     @property
     def offset(self) -> Tensor:

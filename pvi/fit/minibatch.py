@@ -211,7 +211,7 @@ def _rows(nodes: Mapping[str, dict], plates: frozenset[str], rows: Tensor) -> di
 
 def _total(node: Mapping) -> tuple[Tensor, Tensor]:
     """Sum of a site's scaled log density, and of its absolute values, in float64."""
-    log_prob = density(node).log_prob().double() * node["scale"]
+    log_prob = (density(node).log_prob().double() * node["scale"]).detach()
     return log_prob.sum(), log_prob.abs().sum()
 
 

@@ -16,21 +16,6 @@ SETTLING = 0.2  # the share of first steps that do not set the range of the axis
 SITES = 8  # lines in the panel of the KLs
 
 
-def plot_bound(history: History) -> "Figure":
-    """The bound at every step with its running mean, and the learning rate below.
-
-    Args:
-        history: of a fit.
-    """
-    _check(history)
-    figure = new_figure(7.0, 4.2)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
-    _draw_bound(top, history)
-    _draw_rate(bottom, history)
-    _finish(figure, bottom, len(history))
-    return figure
-
-
 def plot_fit(history: History) -> "Figure":
     """Bound with its running mean and validation, KL of each site, rate and norm of the gradient.
 

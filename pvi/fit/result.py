@@ -1,7 +1,9 @@
 """What a fit returns."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +45,7 @@ class Fit:
         notes: what was done to the fit on its way: steps that were left out because they were not
             finite and where that began, learning rates that were lowered, parameters of an earlier
             step that were restored.
+        arguments: of `pvi.fit`, as far as they are plain data and not the default.
     """
 
     model: Program
@@ -55,6 +58,7 @@ class Fit:
     seed: int | None = None
     notes: tuple[str, ...] = ()
     modes: tuple[Mode, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def diagnose(self, num_draws: int = 20_000, **options: Any) -> Diagnosis:
         """May this posterior be trusted? See `pvi.diagnose`.
@@ -153,6 +157,27 @@ class Fit:
         from pvi.fit.plot import plot_fit
 
         return plot_fit(self.history)
+
+    def report(self, path: Any = "report.html", **options: Any) -> Path:
+        """Write a page that says whether to trust this posterior, and shows it: one HTML file.
+
+        Verdict and reasons, key numbers, the course of the fit, KL by site, parameters, pictures,
+        predictive checks, the model's sites, and what it takes to make the fit again.
+
+        Args:
+            path: of the page; it loads nothing from elsewhere.
+            options: num_draws: for the verdict, as in `diagnose`; seed: of the draws; title; coords
+                and dims: as in `to_arviz`.
+
+        Returns:
+            The path.
+
+        Raises:
+            PviError: matplotlib is missing: `pip install 'pvi[plots]'`.
+        """
+        from pvi.fit.report import make_report
+
+        return make_report(self, **options).write(path)
 
     def _level(self) -> tuple[float, float]:
         """Mean bound of the last steps and its standard error, nats."""

@@ -48,6 +48,7 @@ def save(fit: Fit, folder: Any) -> None:
         "reason": fit.reason,
         "notes": list(fit.notes),
         "seed": fit.seed,
+        "arguments": dict(fit.arguments),
         "caveats": list(posterior.reservations),
     }
     write(path, state | rest)
@@ -100,6 +101,7 @@ def load(
     posterior = Posterior(model, guide, rows, caveats=tuple(saved["caveats"]), **shared)
     known = {key: saved[key] for key in ("converged", "reason", "seed")}
     known["notes"] = tuple(saved.get("notes", ()))
+    known["arguments"] = saved.get("arguments", {})
     objective = objective or _objective(saved["objective"], path)
     return Fit(model, guide, objective, posterior, History.of(saved["history"]), **known)
 

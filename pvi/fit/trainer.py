@@ -174,7 +174,7 @@ class Trainer:
                     self.batched.select(None)
         self.params.freeze()
         self._warn_early(len(self.history))
-        result = self._result(reason, device)
+        result = self._result(reason, device, schedule)
         tell_end(self.callbacks, result)
         if error is not None:
             error.fit = result  # type: ignore[attr-defined]
@@ -254,8 +254,10 @@ class Trainer:
         """Why a level bound does not mean the end of the way; "" if it does."""
         step, leaves = training.step, leaves_in(training.optimizer)
         way = training.path.since_middle(step, leaves)
-        if way is None:
+        if not leaves:
             return ""
+        if way is None:
+            return f"{step} steps are too few to tell whether the bound was level"
 
         def bounds(seed: int) -> Callable[[], float]:
             torch.manual_seed(seed)
@@ -320,7 +322,10 @@ class Trainer:
             options |= self.validation.described()
         return {"rows": self.data.size, **data, **programs, **options}
 
-    def _result(self, reason: str, device: Any) -> Fit:
+    def _result(self, reason: str, device: Any, schedule: Schedule) -> Fit:
+        given = {"steps": schedule.steps, "batch_size": self.batch_size}
+        given |= {"restarts": self.restarts or None}
+        given |= {**schedule.described(), **self.options.described(), "plateau": None}
         posterior = Posterior(
             self.model,
             self.guide,
@@ -341,6 +346,7 @@ class Trainer:
             seed=self.seed,
             notes=tuple(self.notes),
             modes=self.modes,
+            arguments={k: v for k, v in given.items() if v is not None and v != "auto"},
         )
 
 

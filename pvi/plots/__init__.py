@@ -1,16 +1,26 @@
-"""Pictures of a fit, as matplotlib figures: nothing is shown and pyplot keeps none of them."""
+"""Pictures of a posterior, as matplotlib figures; nothing is shown, pyplot keeps none."""
 
 from pvi.figures import check_matplotlib
-from pvi.fit.plot import plot_bound, plot_fit
+from pvi.plots.calibration import plot_calibration
+from pvi.plots.checks import plot_coverage, plot_latents, plot_pit, plot_reliability
+from pvi.plots.compare import plot_against, plot_compare
 from pvi.plots.images import plot_images
+from pvi.plots.pairs import plot_pairs, plot_weights
 from pvi.plots.posterior import plot_forest, plot_ppc, scale_groups
 
 __all__ = [
     "check_matplotlib",
-    "plot_bound",
-    "plot_fit",
+    "plot_against",
+    "plot_calibration",
+    "plot_compare",
+    "plot_coverage",
     "plot_forest",
     "plot_images",
+    "plot_latents",
+    "plot_pairs",
+    "plot_pit",
     "plot_ppc",
+    "plot_reliability",
+    "plot_weights",
     "scale_groups",
 ]

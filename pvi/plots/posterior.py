@@ -90,16 +90,22 @@ def _fit_together(extents: Sequence[tuple[float, float, float]]) -> bool:
     return max(highs) - min(lows) <= MAX_SPAN * min(widths)
 
 
-def plot_ppc(idata: Any, num_draws: int = 50) -> "Figure":
+def plot_ppc(idata: Any, num_draws: int = 50, var_names: Sequence[str] | None = None) -> "Figure":
     """The observed values among those of `num_draws` data sets from the posterior predictive.
 
     As densities; as cumulative shares where a site has whole numbers only.
+
+    Args:
+        idata: from `to_arviz`.
+        num_draws: data sets to draw, at most.
+        var_names: the observed sites to draw; all of them without it.
     """
     check_matplotlib()
     from matplotlib.colors import to_hex
 
     predictive, observed = _group(idata, "posterior_predictive"), _group(idata, "observed_data")
     names = [name for name in observed.data_vars if name in predictive.data_vars]
+    names = [name for name in names if var_names is None or name in var_names]
     count = min(num_draws, predictive.sizes["chain"] * predictive.sizes["draw"])
     if not names or count < 1:
         raise PviError("expected observed sites and at least one draw of them, got none")

@@ -1,24 +1,26 @@
 """A posterior as an `xarray.DataTree`, and in the form that the installed arviz opens."""
 
+import os
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pvi.engine.data import is_rows
-from pvi.engine.traces import plates_of
+from pvi.engine.numbers import whole_number
 from pvi.errors import DataError
-from pvi.posterior.draws import stack, stack_draws
+from pvi.posterior.draws import Runner, stack
+from pvi.posterior.groups import LOO, NO_EVENTS, Groups, Wanted, weight_stats
+from pvi.posterior.naming import Coords, Dims, Namer
+from pvi.posterior.psis import PSIS
+from pvi.posterior.resample import check_correct, choose, chosen_runs
+from pvi.posterior.store import add, opened, part_of, write
 
 if TYPE_CHECKING:
     from pvi.posterior.posterior import Posterior
-
-Coords = Mapping[str, Any]
-Dims = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,16 @@ def to_datatree(
     *,
     coords: Coords | None = None,
     dims: Dims | None = None,
+    index_origin: int = 0,
     predictive: bool = True,
     log_likelihood: bool = True,
+    log_prior: bool = True,
+    prior: bool = False,
+    predictions: Any = None,
+    pred_coords: Coords | None = None,
+    pred_dims: Dims | None = None,
+    correct: str | None = None,
+    path: Any = None,
     seed: int | None = None,
     course: Course | None = None,
 ) -> Any:
@@ -80,142 +90,136 @@ def to_datatree(
 
     Args:
         posterior: what to draw from.
-        num_draws, coords, dims, predictive, log_likelihood, seed: as in `Posterior.to_arviz`.
         course: of the fit, for the group `fit_history` and the attributes of `posterior`.
+        num_draws: and the other options are as in `Posterior.to_arviz`.
     """
     import xarray
 
+    check_correct(correct)
+    num_draws = whole_number("num_draws", num_draws, error=DataError)
+    seed = int(torch.randint(2**31, ())) if seed is None else seed
+    places = None if path is None else part_of(path)
     data = posterior.data.kept()
+    psis, chosen = choose(posterior, num_draws, seed) if correct else (None, None)
     with posterior.drawing(seed) as runner:
-        namer = _Namer(runner.nodes, coords or {}, dims or {})
-        parts: dict[str, list] = {"posterior": [], "posterior_predictive": [], "log_likelihood": []}
-        chunks = []
-        for run in runner.runs(num_draws):
-            chunks.append(run.draws())
-            parts["posterior"].append(run.sample())
-            if predictive:
-                parts["posterior_predictive"].append(run.predictive(runner.observed))
-            if log_likelihood:
-                parts["log_likelihood"].append(run.log_likelihood())
-        draws = stack_draws(chunks)
-        groups = {
-            name: namer.dataset(stack(part), event=name != "log_likelihood")
-            for name, part in parts.items()
+        namer = Namer(runner, coords or {}, dims or {}, index_origin)
+        new, fresh = (None, {}) if predictions is None else posterior.on_new(predictions, runner)
+        later = new and _later(namer, new, data.size, pred_coords or {}, pred_dims)
+        wanted = Wanted(predictive, log_likelihood, log_prior, prior, new)
+        runs = chosen_runs(runner, num_draws, chosen, new)
+        parts = (wanted.of(run, keep) for run, keep in runs)
+        observed = {name: runner.nodes[name]["value"] for name in runner.observed}
+        small = {
+            "observed_data": namer.dataset(observed, first=None),
+            "constant_data": namer.constants(data.named(), observed),
         }
-    stats = {"log_p": draws.log_p, "log_q": draws.log_q}
-    groups["sample_stats"] = namer.dataset(stats)
-    observed = {name: runner.nodes[name]["value"] for name in runner.observed}
-    groups["observed_data"] = namer.dataset(observed, draws=False)
-    groups["constant_data"] = namer.constants(data.named(), observed)
-    namer.check_names(data.named(), groups)
-    attrs: dict[str, Any] = {"inference_library": "pvi"}
-    attrs["sampling"] = "independent draws from the guide"
-    if course is not None:
-        groups["fit_history"] = course.dataset()
-        attrs |= course.attrs
-    groups = {name: group for name, group in groups.items() if group.data_vars}
-    tree = xarray.DataTree.from_dict(groups)
-    if "posterior" in tree.children:
-        tree["posterior"].attrs.update(attrs)
-    return tree
+        if later:
+            small["predictions_constant_data"] = later.constants(fresh, {})
+        if course is not None:
+            small["fit_history"] = course.dataset()
+        export = _Export(posterior, namer, later or namer, psis, course.attrs if course else {})
+        if places is None:
+            large = export.named(export.joined(parts))
+        else:
+            large = _write(export.pieces(parts), places[0])
+        small["sample_stats"] = export.stats()
+        groups = {n: g for n, g in (large | small).items() if g.data_vars}
+        namer.check_names(data.named() | fresh, groups)
+        if places is None:
+            return xarray.DataTree.from_dict(groups)
+        add({n: g for n, g in groups.items() if n not in large}, places[0])
+        os.replace(*places)
+    return opened(places[1])
 
 
-class _Namer:
-    """Names of dimensions: plates, then the user's `dims`, else `site_dim_0`, ... as in arviz."""
-
-    def __init__(self, nodes: Mapping[str, dict], coords: Coords, dims: Dims):
-        self.nodes, self.coords, self.dims = nodes, coords, dims
-        self.plates = {p.name: p.size for node in nodes.values() for p in plates_of(node)}
-
-    def dataset(
-        self, values: Mapping[str, Tensor], *, draws: bool = True, event: bool = True
-    ) -> Any:
-        """An `xarray.Dataset` of values `(S, *shape)`, or `(*shape)` without draws."""
-        import xarray
-
-        arrays = {}
-        for name, value in values.items():
-            lead = ("chain", "draw") if draws else ()
-            names, shape = self._site(name, tuple(value.shape[1:] if draws else value.shape), event)
-            array = value.detach().cpu().numpy()
-            arrays[name] = (
-                lead + names,
-                array.reshape((1, len(array), *shape) if draws else shape),
-            )
-        used = {
-            d: n for dims, array in arrays.values() for d, n in zip(dims, array.shape, strict=True)
-        }
-        self._check_lengths(used)
-        coords = {d: self.coords.get(d, np.arange(n)) for d, n in used.items()}
-        return xarray.Dataset(arrays, coords)
-
-    def _site(
-        self, name: str, shape: tuple[int, ...], event: bool
-    ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """Dimension names of a site's value and its shape without empty batch dimensions."""
-        node = self.nodes.get(name.partition(", ")[0])  # "x, y": observations with one density
-        event_dim = node["fn"].event_dim if node is not None and event else 0
-        if node is None:
-            event_dim = len(shape)
-        batch = len(shape) - event_dim
-        frames = {} if node is None else {p.dim: p.name for p in plates_of(node)}
-        names, sizes, free = [], [], 0
-        own = [dim for dim in self.dims.get(name, ()) if dim not in frames.values()]
-        for i, size in enumerate(shape):
-            plate = frames.get(i - batch) if i < batch else None
-            if plate is not None and size == self.plates[plate]:
-                names.append(plate)
-            elif i < batch and size == 1:
-                continue
-            else:
-                names.append(own[free] if free < len(own) else f"{name}_dim_{free}")
-                free += 1
-            sizes.append(size)
-        if event and free < len(own):
-            raise DataError(
-                f"dims has {len(own)} names for '{name}', {own}, which has {free} dimensions "
-                "besides its plates"
-            )
-        return tuple(names), tuple(sizes)
-
-    def _check_lengths(self, used: Mapping[str, int]) -> None:
-        for dim, size in used.items():
-            labels = self.coords.get(dim)
-            if labels is not None and len(labels) != size:
-                raise DataError(
-                    f"coords has {len(labels)} labels for dimension '{dim}', which has {size} "
-                    "elements"
-                )
-
-    def check_names(self, constants: Mapping[str, Any], groups: Mapping[str, Any]) -> None:
-        """Refuse `dims` of no site or argument, and `coords` of no dimension."""
-        known = [*self.nodes, *constants]
-        for name in self.dims:
-            if name not in known:
-                raise DataError(f"dims: there is no site '{name}'; there are {known}")
-        dims = list(dict.fromkeys(str(d) for group in groups.values() for d in group.dims))
-        for dim in self.coords:
-            if dim not in dims:
-                raise DataError(f"coords: there is no dimension '{dim}'; there are {dims}")
-
-    def constants(self, named: Mapping[str, Any], observed: Mapping[str, Tensor]) -> Any:
-        """The data arguments that are not observations."""
-        import xarray
-
-        arrays = {}
-        for name, value in named.items():
-            if not isinstance(value, Tensor) or any(_same(value, o) for o in observed.values()):
-                continue
-            names = [f"{name}_dim_{i}" for i in range(value.dim())]
-            plates = [p for p, n in self.plates.items() if is_rows(value) and n == len(value)]
-            if len(plates) == 1:
-                names[0] = plates[0]
-            own = list(self.dims.get(name, ()))
-            names[len(names) - len(own) :] = own
-            arrays[name] = (names, value.detach().cpu().numpy())
-        coords = {d: v for d, v in self.coords.items() if any(d in a[0] for a in arrays.values())}
-        return xarray.Dataset(arrays, coords)
+def dataset(posterior: "Posterior", values: Mapping[str, Tensor]) -> Any:
+    """Draws `(S, *site shape)` of sites as an `xarray.Dataset` with dims as in `to_datatree`."""
+    return Namer(posterior.runner, {}, {}, 0).dataset(values)
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(torch.equal(a.to(b.dtype), b))
+def _write(pieces: Iterator[Mapping[str, Any]], path: Any) -> dict[str, Any]:
+    """Write the pieces; what the last one was, for its names."""
+    last: dict[str, Any] = {}
+
+    def watched() -> Iterator[Mapping[str, Any]]:
+        for piece in pieces:
+            last.update(piece)
+            yield piece
+
+    try:
+        write(watched(), path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return last
+
+
+def _later(namer: Namer, new: Runner, rows: int, coords: Coords, dims: Dims | None) -> Namer:
+    """Names for new data: labels of the training rows are not theirs."""
+    own = {name for name, size in namer.plates.items() if size == rows}
+    kept = {dim: labels for dim, labels in namer.coords.items() if dim not in own}
+    return Namer(new, kept | dict(coords), namer.dims if dims is None else dims, namer.origin)
+
+
+@dataclass
+class _Export:
+    """Draws as they come, under their names.
+
+    Args:
+        namer, later: names of the training data's dimensions, and of the new data's.
+        psis: the weights by which the draws were chosen, if they were.
+        course: how the fit went.
+    """
+
+    posterior: "Posterior"
+    namer: Namer
+    later: Namer
+    psis: PSIS | None
+    course: Mapping[str, Any]
+    log_p: list[Tensor] = field(default_factory=list)
+    log_q: list[Tensor] = field(default_factory=list)
+
+    def named(self, groups: Groups, first: int = 0) -> dict[str, Any]:
+        """Datasets by group, without those that are empty."""
+        found = {}
+        for group, values in groups.items():
+            namer = self.later if group == "predictions" else self.namer
+            if values:
+                found[group] = namer.dataset(values, first=first, event=group not in NO_EVENTS)
+                found[group].attrs.update(self._attrs(group))
+        return found
+
+    def joined(self, parts: Iterator[Groups]) -> Groups:
+        """All draws at once."""
+        every = [self._kept(part) for part in parts]
+        return {group: stack([part[group] for part in every]) for group in every[0]}
+
+    def pieces(self, parts: Iterator[Groups]) -> Iterator[dict[str, Any]]:
+        """Piece by piece."""
+        first = 0
+        for part in parts:
+            yield self.named(self._kept(part), first)
+            first += len(self.log_p[-1])
+
+    def stats(self) -> Any:
+        """The group `sample_stats`, of all draws so far."""
+        log_p, log_q = torch.cat(self.log_p), torch.cat(self.log_q)
+        more, attrs = weight_stats(self.posterior, log_p - log_q, self.psis)
+        values = {"log_p": log_p, "log_q": log_q, **more}
+        return self.namer.dataset(values, event=False).assign_attrs(attrs)
+
+    def _kept(self, part: Groups) -> Groups:
+        stats = part.pop("sample_stats")
+        self.log_p.append(stats["log_p"])
+        self.log_q.append(stats["log_q"])
+        return part
+
+    def _attrs(self, group: str) -> dict[str, Any]:
+        if group == "log_likelihood":
+            return {"warning": LOO}
+        if group != "posterior":
+            return {}
+        how = "independent draws from the guide"
+        if self.psis is not None:
+            how = "draws from the guide, resampled by their PSIS weights (systematic resampling)"
+        return {"inference_library": "pvi", "sampling": how, **self.course}

@@ -100,16 +100,22 @@ class Runner:
         sizes = {name: {plate.size for plate in plates_of(self.nodes[name])} for name in names}
         return tuple(name for name in names if rows not in sizes[name])
 
-    def runs(self, num_draws: int) -> Iterator["Run"]:
+    def runs(self, num_draws: int, beside: "Runner | None" = None) -> Iterator["Run"]:
         """Runs that together make `num_draws` draws, each from a random state of its own.
 
         So the same seed gives the same draws, whatever else is computed between two runs.
+
+        Args:
+            num_draws: of all runs together.
+            beside: programs on other data that will run on the same draws.
 
         Raises:
             DataError: `num_draws` is no whole number >= 1.
         """
         num_draws = whole_number("num_draws", num_draws, error=DataError)
         chunks = list(self._chunks(num_draws))
+        if beside is not None:
+            chunks = min(chunks, list(beside._chunks(num_draws)), key=lambda sizes: sizes[0])
         seeds = torch.randint(2**62, (len(chunks),)).tolist()
         for num, seed in progress(list(zip(chunks, seeds, strict=True)), "draw"):
             with preserved_rng():
@@ -140,52 +146,60 @@ class Runner:
 
 
 class Run:
-    """A chunk of draws from the guide, and what the model says of them."""
+    """A chunk of draws from the guide, and what the model says of them.
+
+    Args:
+        runner: the programs and their arguments.
+        num: of draws.
+        guide_trace: of the guide for all of them.
+    """
 
     def __init__(self, runner: Runner, num: int, guide_trace: Any):
-        self._runner, self._num, self._guide_trace = runner, num, guide_trace
+        self.runner = runner
+        self.num = num
+        self._guide_trace = guide_trace
 
     @cached_property
     def _model_trace(self) -> Any:
         """The model on the draws; where it sums sites out, with all of their values."""
-        r = self._runner
-        return r.plan.run_model(r.model, r.args, r.kwargs, self._guide_trace, self._num)
+        r = self.runner
+        return r.plan.run_model(r.model, r.args, r.kwargs, self._guide_trace, self.num)
 
     @cached_property
     def latents(self) -> Any:
         """A trace of all latents: the guide's, and those summed out given them and the data."""
-        if not self._runner.plan.enumeration:
+        if not self.runner.plan.enumeration:
             return self._guide_trace
-        values = draw_summed(self._guide_trace, self._model_trace, self._runner.plan.enumeration)
+        values = draw_summed(self._guide_trace, self._model_trace, self.runner.plan.enumeration)
         return with_sites(self._guide_trace, replaced(self._model_trace, values), values)
 
     @cached_property
     def _drawn(self) -> Any:
         """The model on one value of every latent."""
-        summed = self._runner.plan.enumeration
-        return self._run(self._runner.model) if summed else self._model_trace
+        summed = self.runner.plan.enumeration
+        return self._run(self.runner.model) if summed else self._model_trace
 
     @cached_property
     def _terms(self) -> Terms:
-        plan = self._runner.plan
-        traces, depth = (self._guide_trace, self._model_trace), plan.depth(self._num)
-        return terms_of(*traces, self._num, depth, enumeration=plan.enumeration)
+        plan = self.runner.plan
+        traces, depth = (self._guide_trace, self._model_trace), plan.depth(self.num)
+        return terms_of(*traces, self.num, depth, enumeration=plan.enumeration)
 
     def _run(self, model: Program) -> Any:
-        r = self._runner
-        return run(r.repeat(model, self._num), r.args, r.kwargs, self.latents)
+        r = self.runner
+        return run(r.repeat(model, self.num), r.args, r.kwargs, self.latents)
 
     def sample(self) -> dict[str, Tensor]:
         """Latent and deterministic sites."""
-        values = self._values(self.latents, self._runner.latent)
-        if self._runner.deterministic:
-            values |= self._values(self._drawn, self._runner.deterministic)
+        values = self._values(self.latents, self.runner.latent)
+        if self.runner.deterministic:
+            values |= self._values(self._drawn, self.runner.deterministic)
         return values
 
     def draws(self) -> Draws:
         """The guide's latent sites with their log densities; others are summed out."""
         log_q = torch.stack([t.log_q_per_particle() for t in self._terms]).sum(0)
-        latent = [n for n in self._runner.latent if n not in self._runner.plan.enumeration.summed]
+        latent = [n for n in self.runner.latent if n not in self.runner.plan.enumeration.summed]
         values = self._values(self._guide_trace, latent)
         return Draws(values, self._terms.log_weights() + log_q, log_q)
 
@@ -194,37 +208,75 @@ class Run:
 
         Observations that share a discrete site have one density together, over their common plates.
         """
-        data = set(self._runner.observed)
+        data = set(self.runner.observed)
         return {
-            t.name: with_draws(t.log_p, self._num, _batch_shape(t))
+            t.name: with_draws(t.log_p, self.num, batch_shape(t))
             for t in self._terms
-            if t.kind == "likelihood" and t.log_p is not None and data & _observed(t)
+            if t.kind == "likelihood" and t.log_p is not None and data & observed_in(t)
         }
+
+    def log_prior(self) -> dict[str, Tensor]:
+        """Log density of each latent under the model, masked ones 0, unscaled.
+
+        Sites that the model sums out are part of the likelihood.
+        """
+        return {
+            t.name: with_draws(t.log_p, self.num, batch_shape(t))
+            for t in self._terms
+            if t.kind == "latent" and t.log_p is not None
+        }
+
+    def prior(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Fresh draws from the model alone: of latent and deterministic sites, and of observed
+        ones.
+        """
+        r = self.runner
+        if r.plan.mapped and self.num > 1:
+            parts = [Run(r, 1, None).prior() for _ in range(self.num)]
+            return stack([p[0] for p in parts]), stack([p[1] for p in parts])
+        trace = run(r.repeat(free(r.model), self.num), r.args, r.kwargs)
+        latent = [*r.latent, *r.deterministic]
+        return self._values(trace, latent), self._values(trace, r.observed)
+
+    def on(self, new: Runner) -> "Run":
+        """The same draws for new data: sites of no single row stay, others are drawn anew."""
+        own = sample_nodes(self._guide_trace)
+        both = (own, self.runner.nodes)
+        rows = {
+            name
+            for nodes in both
+            for name, node in nodes.items()
+            if new._rows in {plate.size for plate in plates_of(node)}
+        }
+        common = own.keys() - rows
+        given = subset(self._guide_trace, common, indices=False)
+        trace = run(new.repeat(new.guide, self.num), new.args, new.kwargs, given)
+        summed = new._shared
+        return Run(new, self.num, with_sites(trace, self.latents, summed) if summed else trace)
 
     def predictive(self, names: list[str]) -> dict[str, Tensor]:
         """`names` drawn from the model with its observations set free."""
-        r = self._runner
-        if r.plan.mapped and self._num > 1:
+        r = self.runner
+        if r.plan.mapped and self.num > 1:
             traces = (self.latents, r.guide_trace)
-            parts = [particle_slice(*traces, k, r.plan.nesting) for k in range(self._num)]
+            parts = [particle_slice(*traces, k, r.plan.nesting) for k in range(self.num)]
             return stack([Run(r, 1, part).predictive(names) for part in parts])
-        return self._values(self._run(free(self._runner.model)), names)
+        return self._values(self._run(free(self.runner.model)), names)
 
     def _values(self, trace: Any, names: list[str]) -> dict[str, Tensor]:
-        nodes = self._runner.nodes
+        nodes = self.runner.nodes
         return {
-            n: with_draws(trace.nodes[n]["value"], self._num, nodes[n]["value"].shape)
-            for n in names
+            n: with_draws(trace.nodes[n]["value"], self.num, nodes[n]["value"].shape) for n in names
         }
 
 
-def _observed(term: Term) -> set[str]:
+def observed_in(term: Term) -> set[str]:
     """Names of the observed sites in a term."""
     site = term.sites[0]
     return {member.name for member in site.members or (site,) if member.observed}
 
 
-def _batch_shape(term: Term) -> torch.Size:
+def batch_shape(term: Term) -> torch.Size:
     """The shape that its plates give to a term."""
     sizes = {plate.dim: plate.size for plate in term.plates if plate.dim is not None}
     return torch.Size(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))

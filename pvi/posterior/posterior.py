@@ -24,6 +24,7 @@ from pvi.posterior.draws import stack as stacked
 from pvi.posterior.local import with_rows
 from pvi.posterior.partial import caveat, row_sites, without_rows
 from pvi.posterior.predictive import check_plates, new_arguments
+from pvi.posterior.resample import check_correct, choose, chosen_runs
 
 
 class Posterior:
@@ -75,13 +76,26 @@ class Posterior:
             self._params.freeze()
         self._runner: Runner | None = None
 
-    def sample(self, num_draws: int = 1000, *, seed: int | None = None) -> dict[str, Tensor]:
+    def sample(
+        self, num_draws: int = 1000, *, seed: int | None = None, correct: str | None = None
+    ) -> dict[str, Tensor]:
         """Draws of every latent and deterministic site, `(num_draws, *site shape)`.
 
         Where the data are too large for memory, of the sites that belong to no single row.
+
+        Args:
+            correct: as in `to_arviz`.
         """
+        check_correct(correct)
+        chosen = None
+        if correct:
+            seed = int(torch.randint(2**31, ())) if seed is None else seed
+            chosen = choose(self, num_draws, seed)[1]
         with self.drawing(seed) as runner:
-            draws = stacked([run.sample() for run in runner.runs(num_draws)])
+            runs = chosen_runs(runner, num_draws, chosen)
+            draws = stacked(
+                [{name: x[keep] for name, x in run.sample().items()} for run, keep in runs]
+            )
             if self.data.fits:
                 return draws
             return without_rows(draws, row_sites(self.model, self.guide, self.data))
@@ -153,6 +167,15 @@ class Posterior:
                 rows = self.data.size if self.data.fits else self.data.shown
                 runner = Runner(self.model, guide, args, kwargs, plan, runner, rows)
             return stacked([run.predictive(names) for run in runner.runs(num_draws)])
+
+    def on_new(self, new_data: Any, runner: Runner) -> tuple[Runner, dict[str, Any]]:
+        """How to draw for new data, and they by name. Call it inside `drawing`."""
+        by_name = new_data if isinstance(new_data, Mapping) else {}
+        places = () if by_name else new_data if isinstance(new_data, tuple) else (new_data,)
+        args, kwargs, named = new_arguments(self.model, self.data, places, by_name)
+        check_plates(self.model, self.guide, args, kwargs, named)
+        new = Runner(self.model, self.guide, args, kwargs, runner.plan, runner, self.data.size)
+        return new, {name: value for name, value in named.items() if value is not None}
 
     def _with_rows(self, args: tuple, kwargs: Mapping, steps: int) -> tuple[Guide, Params]:
         return with_rows(self.model, self.guide, self.data, args, kwargs, steps)
@@ -234,14 +257,30 @@ class Posterior:
     def to_arviz(self, num_draws: int = 1000, **options: Any) -> Any:
         """The posterior in arviz's form: `InferenceData` for arviz 0.x, `DataTree` for 1.x.
 
-        Groups posterior, posterior_predictive, log_likelihood, observed_data, constant_data and
-        sample_stats (log_p, log_q); dims are named after plates.
+        Groups posterior, posterior_predictive, log_likelihood, log_prior, observed_data,
+        constant_data and sample_stats: log_p, log_q and, where they mean something, `log_weight`
+        (normalised PSIS log weights) with the attribute `khat`. Dims are named after plates, then
+        by `dims` or by `infer={"event_dims": [...]}` of the site. "/" in names becomes "_".
 
         Args:
             coords: dict from dimension to labels.
             dims: dict from site to the names of its event dimensions.
-            predictive, log_likelihood: leave these groups out with `False` (they can be large).
+            index_origin: first number of dimensions without labels.
+            predictive, log_likelihood, log_prior: leave these groups out with `False` (they can be
+                large).
+            prior: draw the groups prior and prior_predictive as well.
+            predictions: new data, as a tuple or a dict of arguments, for the groups predictions and
+                predictions_constant_data; as in `predict`.
+            pred_coords, pred_dims: labels of the new rows, and names, by default as above.
+            correct: "psis" resamples 10 num_draws draws by their PSIS weights, systematically, so
+                that they follow the posterior where the guide alone does not quite.
+            path: a netCDF file (.nc) to which the draws are written piece by piece, in bounded
+                memory; the result reads from it what is used.
             seed: makes the draws repeatable.
+
+        Raises:
+            DataError: names or labels that do not fit the sites.
+            ObjectiveError, GuideError: `correct` where there are no weights, or khat is too high.
         """
         from pvi.posterior.arviz import to_arviz
 

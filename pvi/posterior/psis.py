@@ -60,16 +60,19 @@ def psis(log_ratios: torch.Tensor) -> PSIS:
     """
     raw = _checked(log_ratios)
     largest = raw.max()
-    x, order = torch.sort(raw - largest, stable=True)  # ascending, the largest is 0
-    tail, khat = _smooth_tail(x)
-    x[len(x) - len(tail) :] = tail
-    smoothed = torch.empty_like(x).scatter_(0, order, x)
-    log_sum = torch.logsumexp(smoothed, 0)
-    log_weights = smoothed - log_sum
+    x = raw - largest
+    order = x.topk(min(tail_size(len(x)) + 1, len(x)), sorted=False).indices.sort().values
+    top, rank = x[order].sort(stable=True)  # ascending, the largest is 0; ties as they came
+    order = order[rank]
+    flat = len(x) > 1 and bool(x.min() >= -FLAT)
+    tail, khat = (top[len(top) :], 0.0) if flat else smooth_tail(top)
+    x[order[len(order) - len(tail) :]] = tail
+    log_sum = torch.logsumexp(x, 0)
+    x -= log_sum
     return PSIS(
-        log_weights=log_weights,
+        log_weights=x,
         khat=khat,
-        ess=torch.exp(-torch.logsumexp(2 * log_weights, 0)).item(),
+        ess=torch.exp(-torch.logsumexp(2 * x, 0)).item(),
         log_mean=(log_sum + largest).item() - math.log(len(x)),
     )
 
@@ -87,13 +90,18 @@ def khat_threshold(num_draws: int) -> float:
     return min(1 - 1 / math.log10(num_draws), 0.7) if num_draws > 1 else -math.inf
 
 
+def num_not_weights(log_ratios: torch.Tensor) -> int:
+    """How many are NaN or +inf, which no weight can be."""
+    return int((log_ratios.isnan() | log_ratios.isposinf()).sum())
+
+
 def _checked(log_ratios: torch.Tensor) -> torch.Tensor:
     """The ratios `(S,)` in float64, or an error that says what is wrong with them."""
     if log_ratios.ndim != 1 or len(log_ratios) == 0:
         shape = tuple(log_ratios.shape)
         raise DataError(f"psis expects log ratios of shape (S,) with S >= 1, got {shape}.")
     raw = log_ratios.detach().to(torch.float64)
-    num_bad = int((torch.isnan(raw) | torch.isposinf(raw)).sum())
+    num_bad = num_not_weights(raw)
     if num_bad or torch.isneginf(raw).all():
         what = f"{num_bad} that are NaN or +inf" if num_bad else "only -inf"
         raise DataError(
@@ -108,15 +116,10 @@ def tail_size(num_draws: int) -> int:
     return math.ceil(min(0.2 * num_draws, 3 * math.sqrt(num_draws)))
 
 
-def _smooth_tail(x: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Smoothed upper tail `(M,)` of ascending log ratios `(S,)` whose maximum is 0, and khat."""
-    if len(x) > 1 and x[0] >= -FLAT:
-        return x[len(x) :], 0.0
-    return smooth_tail(x[-tail_size(len(x)) - 1 :])
-
-
 def smooth_tail(top: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """The same from the `tail_size(S) + 1` largest ratios alone, ascending, the largest 0."""
+    """Smoothed upper tail `(M,)` and khat, from the `tail_size(S) + 1` largest of S log ratios,
+    ascending, the largest 0.
+    """
     nothing = top[len(top) :]
     if len(top) <= MIN_TAIL:
         return nothing, math.inf
