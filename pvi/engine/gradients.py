@@ -16,7 +16,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pvi.engine.bounds import Inner, Mean, Order, Scope, fold, raised, renyi_mean
+from pvi.engine.bounds import Inner, Mean, Order, Scope, fold, renyi_mean
 from pvi.engine.terms import Term, Terms, Weight
 from pvi.engine.traces import Scale, masked
 from pvi.errors import ObjectiveError
@@ -73,7 +73,7 @@ def path_ratio(log_w: Tensor, order: Order, beta: float = 1.0) -> Tensor:
     if callable(order):
         slope, curvature = derivatives(log_w, order)
         return 1.0 - beta * torch.where(slope == 0, curvature, curvature / slope)
-    v = torch.softmax(raised((1.0 - order) * log_w.detach()), 0)
+    v = torch.softmax((1.0 - order) * log_w.detach(), 0)
     return 1.0 - beta * (1.0 - order) * (1.0 - v)
 
 
