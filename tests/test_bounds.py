@@ -11,6 +11,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 import pvi
+from pvi.engine.bounds import renyi_mean
 from pvi.errors import ObjectiveError
 from tests.scenarios import (
     ALPHAS,
@@ -371,3 +372,17 @@ class TestGradientMean:
         for factor in (0.0, 0.8, -1.0):
             with pytest.raises(AssertionError):
                 self.check({name: factor * values for name, values in draws.items()})
+
+
+@pytest.mark.parametrize("order", [0.0, 0.5, 2.0])
+def test_negligible_weights_have_no_denormal_gradients(order: float) -> None:
+    """A share of e^-100 is no share: as a denormal number it would slow down matrix products."""
+    spread = torch.tensor([[0.0, -1.0], [-30.0, -45.0], [-100.0, -90.0], [-math.inf, -200.0]])
+    log_w = (spread / (1 - order)).requires_grad_()  # so that the shares are those of `spread`
+    value = renyi_mean(log_w, order)
+    plain = torch.logsumexp(spread, 0) - math.log(4)
+    torch.testing.assert_close(value, plain / (1 - order), rtol=1e-6, atol=0.0)
+    value.sum().backward()
+    assert log_w.grad is not None and bool(log_w.grad.isfinite().all())
+    small = log_w.grad[(log_w.grad != 0)].abs()
+    assert float(small.min()) > 1e-20 and len(small) >= 4

@@ -316,9 +316,10 @@ def test_what_auto_chooses() -> None:
     assert ways(4000) == [""] * 6
     assert ways(5000) == ["", *["graph"] * 5]
     assert ways(9000) == ["", *["inductor"] * 5]
-    assert ways(9000, small=False) == ["", *["graph"] * 5]
+    assert ways(9000, small=False) == [""] * 6
+    assert ways(40000, small=False) == ["", *["inductor"] * 5]
     assert ways(None) == ["", "", "", "graph", "inductor", "inductor"]
-    assert ways(None, small=False) == ["", "", "", "graph", "graph", "inductor"]
+    assert ways(None, small=False) == ["", "", "", "", "", "inductor"]
 
 
 def test_gradients_have_memory_of_their_own() -> None:

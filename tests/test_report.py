@@ -113,7 +113,7 @@ KINDS: dict[str, tuple[Callable[[], pvi.Fit], str]] = {
         "not assessed",
     ),
     "modes": (lambda: pvi.fit(two_modes, data=X, restarts=8, seed=0), "unreliable"),
-    "many": (lambda: pvi.fit(many_latents, data=X.repeat(500), steps=5, seed=0), "not assessed"),
+    "many": (lambda: pvi.fit(many_latents, data=X.repeat(500), steps=5, seed=0), "unreliable"),
     "many sites": (lambda: pvi.fit(numbers_alone, args=(torch.tensor(1.0),), seed=0), "good"),
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pvi.engine.bounds import raised
 from pvi.engine.custom import WeightedDraws
 from pvi.engine.simulate import Simulated, simulate
 from pvi.engine.traces import density, is_delta, run, sample_nodes, total_log_prob
@@ -40,7 +41,7 @@ class Wake:
 
     def __call__(self, draws: WeightedDraws) -> Mapping[str, Tensor]:
         _check_inside(draws)
-        v = torch.softmax(draws.log_w.detach(), 0)
+        v = torch.softmax(raised(draws.log_w.detach()), 0)
         losses = {"wake_model": -draws.outer - draws.size * (v * draws.log_p).sum()}
         if self.insomnia > 0:
             losses["wake_guide"] = -self.insomnia * draws.size * (v * draws.log_q).sum()

@@ -13,7 +13,7 @@ for those to come: the fit takes at most twice as long as by the best decision.
 EARLY = 64  # steps by the programs, if many more are to come
 LONG = {"graph": 4_096, "inductor": 8_192}  # steps in all
 LATE = {"graph": 512, "inductor": 4_096}  # steps taken, where their number is open
-HEAVY = 4  # times as many, for networks, whose arithmetic takes most of the time
+HEAVY = 4  # times as many, for networks, where arithmetic takes the time and a graph gains nothing
 
 
 def choose(step: int, limit: int | None, *, small: bool) -> str:
@@ -24,8 +24,8 @@ def choose(step: int, limit: int | None, *, small: bool) -> str:
         limit: how many there will be; `None` where that is open.
         small: whether calls of operations take most of the time, not their arithmetic.
     """
-    for way in ("inductor", "graph"):
-        times = HEAVY if way == "inductor" and not small else 1
+    for way in ("inductor", "graph") if small else ("inductor",):
+        times = 1 if small else HEAVY
         if limit is None and step >= times * LATE[way]:
             return way
         if limit is not None and step >= EARLY and limit >= times * LONG[way]:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pvi.engine.numbers import whole_number
+from pvi.errors import DataError
 from pvi.posterior.draws import Runner, stack
 from pvi.posterior.groups import LOO, NO_EVENTS, Groups, Wanted, weight_stats
 from pvi.posterior.naming import Coords, Dims, Namer
@@ -94,6 +96,7 @@ def to_datatree(
     import xarray
 
     check_correct(correct)
+    num_draws = whole_number("num_draws", num_draws, error=DataError)
     seed = int(torch.randint(2**31, ())) if seed is None else seed
     places = None if path is None else part_of(path)
     data = posterior.data.kept()

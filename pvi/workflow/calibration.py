@@ -132,7 +132,7 @@ class SBC:
         return {n: np.stack([(x <= level).mean(0) for level in levels]) for n, x in far.items()}
 
     def to_datatree(self) -> Any:
-        """An `xarray.DataTree` with dims (chain = 1, draw = simulation, *site).
+        """An `xarray.DataTree` with dims `(chain, draw, *site)`; a draw for each simulation.
 
         Groups: `prior_sbc` (the PIT values, which `az.plot_ecdf_pit` of arviz 1 opens), `prior`
         (the truths), and `sbc_stats` (ranks, z-scores, and means and sds of the fits).
