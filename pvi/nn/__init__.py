@@ -2,6 +2,7 @@
 
 from pvi.nn.component import Component, describe
 from pvi.nn.conv import ConvDecoder, ConvEncoder, PatchDiscriminator
+from pvi.nn.denoisers import DenoisingMLP, UNet
 from pvi.nn.joint import JointMLP
 from pvi.nn.mlp import MLP, GatedMLP
 
@@ -10,8 +11,10 @@ __all__ = [
     "Component",
     "ConvDecoder",
     "ConvEncoder",
+    "DenoisingMLP",
     "GatedMLP",
     "JointMLP",
     "PatchDiscriminator",
+    "UNet",
     "describe",
 ]

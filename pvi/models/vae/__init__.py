@@ -8,6 +8,7 @@ from pvi.models.vae.counts import (
     NegativeBinomial,
     ZeroInflatedNegativeBinomial,
 )
+from pvi.models.vae.diffusion import DiffusionVAE, NoiseSchedule
 from pvi.models.vae.factor import FactorVAE
 from pvi.models.vae.flows import Autoregressive, FlowPosterior, FlowPrior
 from pvi.models.vae.gan import GAN
@@ -34,6 +35,7 @@ __all__ = [
     "ConditionalVAE",
     "ContinuousBernoulli",
     "Diagonal",
+    "DiffusionVAE",
     "DiscretizedLogistic",
     "FactorVAE",
     "FlowPosterior",
@@ -46,6 +48,7 @@ __all__ = [
     "Likelihood",
     "Mixture",
     "NegativeBinomial",
+    "NoiseSchedule",
     "Poisson",
     "Prior",
     "SemiSupervisedVAE",
