@@ -11,6 +11,7 @@ from pvi.models.vae.counts import (
 from pvi.models.vae.factor import FactorVAE
 from pvi.models.vae.flows import Autoregressive, FlowPosterior, FlowPrior
 from pvi.models.vae.gan import GAN
+from pvi.models.vae.ladder import HierarchicalVAE, LadderVAE
 from pvi.models.vae.likelihoods import (
     Bernoulli,
     Categorical,
@@ -40,7 +41,9 @@ __all__ = [
     "FlowPrior",
     "FullCovariance",
     "Gaussian",
+    "HierarchicalVAE",
     "KLAutoencoder",
+    "LadderVAE",
     "Laplace",
     "LatentVariableModel",
     "Likelihood",
