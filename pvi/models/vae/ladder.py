@@ -209,7 +209,7 @@ class LadderVAE(Hierarchy):
         ModelError: a list of networks has another length than the layers, or merge is unknown.
 
     Reference:
-        Sonderby et al. (2016), Ladder Variational Autoencoders, eq. 11 to 18; residual: Vahdat and
+        Sonderby et al. (2016), Ladder Variational Autoencoders; residual: Vahdat and
         Kautz (2020), NVAE, section 3.2, where the shift is not in units of s.
     """
 
@@ -315,7 +315,7 @@ class HierarchicalVAE(Hierarchy):
         ModelError: a list of networks has another length than the layers.
 
     Reference:
-        Burda, Grosse, Salakhutdinov (2016), Importance Weighted Autoencoders, eq. 1 and 2.
+        Burda, Grosse, Salakhutdinov (2016), Importance Weighted Autoencoders.
     """
 
     def __init__(
