@@ -39,14 +39,15 @@ class Component(nn.Module):
 def describe(value: Any) -> Any:
     """Plain data that `make` turns into the same value again, with new parameters.
 
-    A module that is no component becomes `{"module": its class}`: its code is not ours to save.
+    A module that is no component becomes `{"module": its class}`: its code is not ours to save. A
+    `ModuleList` is a list.
 
     Raises:
         CheckpointError: neither plain data nor a module.
     """
     if isinstance(value, SIMPLE):
         return value
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | nn.ModuleList):
         return [describe(x) for x in value]
     if isinstance(value, Mapping):
         return {"dict": {str(k): describe(v) for k, v in value.items()}}

@@ -12,6 +12,7 @@ from pvi.models.vae.diffusion import DiffusionVAE, NoiseSchedule
 from pvi.models.vae.factor import FactorVAE
 from pvi.models.vae.flows import Autoregressive, FlowPosterior, FlowPrior
 from pvi.models.vae.gan import GAN
+from pvi.models.vae.ladder import HierarchicalVAE, LadderVAE
 from pvi.models.vae.likelihoods import (
     Bernoulli,
     Categorical,
@@ -42,7 +43,9 @@ __all__ = [
     "FlowPrior",
     "FullCovariance",
     "Gaussian",
+    "HierarchicalVAE",
     "KLAutoencoder",
+    "LadderVAE",
     "Laplace",
     "LatentVariableModel",
     "Likelihood",

@@ -43,8 +43,13 @@ class Diagonal(AmortizedPosterior):
         self.latents, self.width = latents, 2 * latents
 
     def forward(self, h: Tensor) -> Any:
-        loc, raw = h.chunk(2, -1)
-        return dist.Normal(loc, softplus(raw) + FLOOR).to_event(1)
+        return diagonal(h)
+
+
+def diagonal(h: Tensor) -> Any:
+    """Independent normals, from means and scales before softplus: `(*batch, 2 d)`."""
+    loc, raw = h.chunk(2, -1)
+    return dist.Normal(loc, softplus(raw) + FLOOR).to_event(1)
 
 
 class FullCovariance(AmortizedPosterior):
