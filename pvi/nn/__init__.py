@@ -3,9 +3,12 @@
 from pvi.nn.component import Component, describe
 from pvi.nn.conv import ConvDecoder, ConvEncoder, PatchDiscriminator
 from pvi.nn.joint import JointMLP
+from pvi.nn.made import MADE
 from pvi.nn.mlp import MLP, GatedMLP
+from pvi.nn.pixelcnn import PixelCNN
 
 __all__ = [
+    "MADE",
     "MLP",
     "Component",
     "ConvDecoder",
@@ -13,5 +16,6 @@ __all__ = [
     "GatedMLP",
     "JointMLP",
     "PatchDiscriminator",
+    "PixelCNN",
     "describe",
 ]

@@ -1,6 +1,7 @@
 """Variational autoencoders, composed from networks, likelihoods, priors and posteriors."""
 
 from pvi.models.vae.autoencoder import KLAutoencoder
+from pvi.models.vae.autoregressive import AutoregressiveLikelihood, AutoregressiveModel
 from pvi.models.vae.base import LatentVariableModel
 from pvi.models.vae.conditional import ConditionalVAE, SemiSupervisedVAE
 from pvi.models.vae.counts import (
@@ -8,7 +9,9 @@ from pvi.models.vae.counts import (
     NegativeBinomial,
     ZeroInflatedNegativeBinomial,
 )
+from pvi.models.vae.exact import ExactModel
 from pvi.models.vae.factor import FactorVAE
+from pvi.models.vae.flow_model import FlowModel
 from pvi.models.vae.flows import Autoregressive, FlowPosterior, FlowPrior
 from pvi.models.vae.gan import GAN
 from pvi.models.vae.likelihoods import (
@@ -23,19 +26,25 @@ from pvi.models.vae.likelihoods import (
 from pvi.models.vae.posteriors import AmortizedPosterior, Diagonal, FullCovariance
 from pvi.models.vae.priors import Mixture, Prior, Standard, Vamp
 from pvi.models.vae.vae import VAE
+from pvi.models.vae.vq import VQVAE
 
 __all__ = [
     "GAN",
     "VAE",
+    "VQVAE",
     "AmortizedPosterior",
     "Autoregressive",
+    "AutoregressiveLikelihood",
+    "AutoregressiveModel",
     "Bernoulli",
     "Categorical",
     "ConditionalVAE",
     "ContinuousBernoulli",
     "Diagonal",
     "DiscretizedLogistic",
+    "ExactModel",
     "FactorVAE",
+    "FlowModel",
     "FlowPosterior",
     "FlowPrior",
     "FullCovariance",
