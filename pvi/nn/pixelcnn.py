@@ -78,9 +78,8 @@ class PixelCNN(Component):
         batch = x.shape[:-1]
         if context is not None:
             batch = torch.broadcast_shapes(batch, context.shape[: context.dim() - 4])
-            context = context.expand(*batch, self.context, c, h, w).reshape(
-                -1, self.context * c, h, w
-            )
+            context = context.expand(*batch, self.context, c, h, w)
+            context = context.reshape(-1, self.context * c, h, w)
         x = x.expand(*batch, x.shape[-1]).reshape(-1, c, h, w, self.features)
         x = x.movedim(-1, 2).reshape(-1, c * self.features, h, w)
         above, left = x, x

@@ -123,9 +123,8 @@ class FlowModel(ExactModel):
         if self.levels is not None:
             good = good & (x >= 0) & (x < self.levels) & (x == x.floor())
         if not bool(good.all()):
-            want = (
-                "finite values" if self.levels is None else f"whole numbers 0 to {self.levels - 1}"
-            )
+            whole = f"whole numbers from 0 to {(self.levels or 0) - 1}"
+            want = "finite values" if self.levels is None else whole
             place = tuple((~good).nonzero()[0].tolist())
             raise DataError(
                 f"this FlowModel needs {want}, but X{list(place)} is {float(x[place]):.4g}. Give "
