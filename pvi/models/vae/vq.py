@@ -202,7 +202,7 @@ class VQVAE(LatentVariableModel):
         shape = self.code_shape if len(self.code_shape) != 2 else (1, *self.code_shape)
         prior = AutoregressiveModel(shape, likelihood=Categorical(self.num_codes), network=network)
         codes = self.encode(X).reshape(-1, *shape).to(self.codebook)
-        self.prior = prior.to(self.codebook.device).fit(codes, batch_size=batch_size, **options)
+        self.prior = prior.to(self.codebook).fit(codes, batch_size=batch_size, **options)
         return self
 
     def perplexity(self, X: Any = None) -> float:
