@@ -20,6 +20,7 @@ NAMES = (
     "from_pyro",
     "gradients",
     "bad_input",
+    "densities",
     "minibatch",
     "rates",
     "sandwich",

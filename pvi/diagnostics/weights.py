@@ -153,6 +153,12 @@ def _check(terms: Terms, points: frozenset[str]) -> None:
                 f"the guide is a point (Delta) at site '{name}': it has no density to weight by. "
                 "Use a guide with a spread, such as pvi.guides.MeanField."
             )
+        if term.certain:
+            raise ObjectiveError(
+                f"the guide has one value at discrete site '{name}' and no others, so its weights "
+                "are all the same: their mean is the bound, and far from the evidence. Report the "
+                "bound, pvi.ELBO().bound(model, guide, ...)."
+            )
         if term.kind == "auxiliary" and not restated:
             raise ObjectiveError(
                 f"the guide's auxiliary site '{name}' determines no latent by a Delta, so log q of "

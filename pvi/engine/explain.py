@@ -44,6 +44,8 @@ def explain(terms: Terms, plan: Plan, objective: Any) -> Explanation:
     how = _particles(plan)
     notes.append(f"particles: {how if o.num_particles > 1 else f'one; several would be {how}'}")
     notes += _not_a_bound(terms, plan, o)
+    if certain := ", ".join(t.name for t in terms if t.certain):
+        notes.append(f"straight-through ({certain}): the guide's gradient is biased")
     if terms.penalties:
         names = ", ".join(t.name for t in terms.penalties)
         notes.append(f"penalties, in the loss but in no bound: {names}")
@@ -105,6 +107,7 @@ def _row(term: Term, weight: str, gradient: Any) -> tuple[str, ...]:
         text = getattr(own, "__name__", str(own))
     else:
         text = own if term.reparameterized else "score"
+        text = "straight-through" if term.certain else text
         text = "exact" if term.how == EXACT_SUM else text
     text = "" if term.kind in ("likelihood", "analytic") else text
     return (

@@ -153,6 +153,12 @@ def check_deltas(objective: Any, terms: Terms, plan: Plan) -> None:
             )
     weighted = set(objective.beta) if isinstance(objective.beta, Mapping) else set()
     for term in terms:
+        if objective.gradient not in ("auto", "reparam") and term.certain:
+            raise ObjectiveError(
+                f"guide site '{term.name}' has but one value, whose density has no gradient: only "
+                f"the straight-through one reaches the guide. Use gradient='reparam', not "
+                f"{objective.gradient!r}."
+            )
         if term.point and term.name in weighted - plan.points:
             raise ObjectiveError(
                 f"site '{term.name}' has no KL of its own: the guide puts a Delta there, and its "

@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pvi.engine.traces import PARTICLES, Density, Plate, Scale, Site, is_delta, masked, plates_of
+from pvi.engine.traces import (
+    PARTICLES,
+    Density,
+    Plate,
+    Scale,
+    Site,
+    is_certain,
+    is_delta,
+    masked,
+    plates_of,
+)
 from pvi.errors import ModelError
 
 Kind = Literal["likelihood", "latent", "auxiliary", "analytic", "penalty"]
@@ -48,6 +58,11 @@ class Term:
     reparameterized: bool
     point: bool = False
     sites: tuple[Site, ...] = ()
+
+    @property
+    def certain(self) -> bool:
+        """Whether the guide has but one value there, see `is_certain`."""
+        return any(is_certain(site.q.fn) for site in self.sites if site.q is not None)
 
     @property
     def tensor(self) -> Tensor:

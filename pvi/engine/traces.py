@@ -207,6 +207,15 @@ def is_delta(fn: Any) -> bool:
     return type(_unwrapped(fn)).__name__ == "Delta"
 
 
+def is_certain(fn: Any) -> bool:
+    """Whether a guide's distribution over discrete values has but one, by straight-through.
+
+    It says so by an attribute `certain`. Its log density is 0 under the counting measure, so the
+    bound is one; but no other value is ever drawn, and its gradient is biased.
+    """
+    return bool(getattr(_unwrapped(fn), "certain", False))
+
+
 def requires_grad(fn: Any) -> bool:
     """Whether a Delta's place or density carries a gradient."""
     delta = _unwrapped(fn)

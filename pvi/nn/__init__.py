@@ -4,9 +4,12 @@ from pvi.nn.component import Component, describe
 from pvi.nn.conv import ConvDecoder, ConvEncoder, PatchDiscriminator
 from pvi.nn.denoisers import DenoisingMLP, UNet
 from pvi.nn.joint import JointMLP
+from pvi.nn.made import MADE
 from pvi.nn.mlp import MLP, GatedMLP
+from pvi.nn.pixelcnn import PixelCNN
 
 __all__ = [
+    "MADE",
     "MLP",
     "Component",
     "ConvDecoder",
@@ -16,5 +19,6 @@ __all__ = [
     "JointMLP",
     "PatchDiscriminator",
     "UNet",
+    "PixelCNN",
     "describe",
 ]

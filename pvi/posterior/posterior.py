@@ -15,7 +15,7 @@ from pvi.engine.numbers import check_seed
 from pvi.engine.params import Params, check_trained
 from pvi.engine.plan import make_plan
 from pvi.engine.reparam import dependent_sites
-from pvi.engine.traces import Program, preserved_rng
+from pvi.engine.traces import Program, is_certain, preserved_rng
 from pvi.errors import ObjectiveError
 from pvi.guides import Guide
 from pvi.guides.guide import as_guide
@@ -191,6 +191,8 @@ class Posterior:
                 continue
             if site.p is not None and site.name in points:
                 reasons.append(f"the guide is a point (Delta) at site '{site.name}'")
+            if is_certain(site.q.fn):
+                reasons.append(f"the guide has one value at discrete site '{site.name}'")
             if isinstance(site.q.scale, Tensor) or site.q.scale != 1.0:
                 reasons.append(
                     f"the guide scales site '{site.name}' (poutine.scale), so log p - log q is no "

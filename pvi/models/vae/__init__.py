@@ -1,6 +1,7 @@
 """Variational autoencoders, composed from networks, likelihoods, priors and posteriors."""
 
 from pvi.models.vae.autoencoder import KLAutoencoder
+from pvi.models.vae.autoregressive import AutoregressiveLikelihood, AutoregressiveModel
 from pvi.models.vae.base import LatentVariableModel
 from pvi.models.vae.conditional import ConditionalVAE, SemiSupervisedVAE
 from pvi.models.vae.counts import (
@@ -9,7 +10,9 @@ from pvi.models.vae.counts import (
     ZeroInflatedNegativeBinomial,
 )
 from pvi.models.vae.diffusion import DiffusionVAE, NoiseSchedule
+from pvi.models.vae.exact import ExactModel
 from pvi.models.vae.factor import FactorVAE
+from pvi.models.vae.flow_model import FlowModel
 from pvi.models.vae.flows import Autoregressive, FlowPosterior, FlowPrior
 from pvi.models.vae.gan import GAN
 from pvi.models.vae.ladder import HierarchicalVAE, LadderVAE
@@ -25,12 +28,16 @@ from pvi.models.vae.likelihoods import (
 from pvi.models.vae.posteriors import AmortizedPosterior, Diagonal, FullCovariance
 from pvi.models.vae.priors import Mixture, Prior, Standard, Vamp
 from pvi.models.vae.vae import VAE
+from pvi.models.vae.vq import VQVAE
 
 __all__ = [
     "GAN",
     "VAE",
+    "VQVAE",
     "AmortizedPosterior",
     "Autoregressive",
+    "AutoregressiveLikelihood",
+    "AutoregressiveModel",
     "Bernoulli",
     "Categorical",
     "ConditionalVAE",
@@ -38,7 +45,9 @@ __all__ = [
     "Diagonal",
     "DiffusionVAE",
     "DiscretizedLogistic",
+    "ExactModel",
     "FactorVAE",
+    "FlowModel",
     "FlowPosterior",
     "FlowPrior",
     "FullCovariance",

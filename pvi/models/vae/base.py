@@ -14,6 +14,7 @@ import pvi
 from pvi.engine.traces import preserved_rng
 from pvi.errors import DataError, FitError
 from pvi.models.saving import Saved
+from pvi.models.vae.alarm import with_alarm
 from pvi.models.vae.likelihoods import Likelihood
 
 ROWS = 1024  # in a batch of what is not trained
@@ -75,7 +76,9 @@ class LatentVariableModel(Saved):
         """
         options.setdefault("objective", self.objective())
         data = self.rows(X, y) if is_array(X) else X
-        self.fit_ = pvi.fit(self.model, self.guide, data, batch_size=batch_size, **options)
+        found = pvi.fit(self.model, self.guide, data, batch_size=batch_size, **options)
+        watched = getattr(getattr(self, "likelihood", None), "watched", False)
+        self.fit_ = with_alarm(found) if watched else found
         return self
 
     def reconstruct(self, X: Any, y: Any = None) -> Tensor:

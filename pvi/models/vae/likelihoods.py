@@ -22,10 +22,12 @@ MOMENTUM = 0.05  # share of a step in a running mean
 class Likelihood(Component):
     """How data are distributed around what is decoded.
 
-    `width` is how many numbers the decoder gives for each element.
+    `width` is how many numbers the decoder gives for each element. `watched` are those that can do
+    without latents: a fit then looks whether these are used.
     """
 
     width: int = 1
+    watched: bool = False
     values: str  # what the data may be, in words
 
     @abstractmethod
