@@ -18,7 +18,7 @@ __all__ = [
     "GatedMLP",
     "JointMLP",
     "PatchDiscriminator",
-    "UNet",
     "PixelCNN",
+    "UNet",
     "describe",
 ]
