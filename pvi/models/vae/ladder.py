@@ -203,7 +203,7 @@ class LadderVAE(Hierarchy):
         prior: of $z_L$, `Standard` by default.
         merge: "precision" or "residual".
         features: numbers that default encoders give.
-        hidden: units of the hidden layers of default networks, which are `MLP`s.
+        hidden: units of the hidden layers of default networks, each an `MLP`.
 
     Raises:
         ModelError: a list of networks has another length than the layers, or merge is unknown.
@@ -309,7 +309,7 @@ class HierarchicalVAE(Hierarchy):
         decoder: from $z_1$ to `likelihood.width` numbers for each element.
         likelihood: `Bernoulli` by default.
         prior: of $z_L$, `Standard` by default.
-        hidden: units of the hidden layers of default networks, which are `MLP`s.
+        hidden: units of the hidden layers of default networks, each an `MLP`.
 
     Raises:
         ModelError: a list of networks has another length than the layers.

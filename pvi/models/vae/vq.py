@@ -42,7 +42,7 @@ class VQVAE(LatentVariableModel):
         grid: the positions, such as 8 or `(4, 4)`; `None` for those of the last level of
             convolutional networks.
         channels, blocks: of `ConvEncoder` and `ConvDecoder`, where `grid` is `None`.
-        hidden: of the `MLP`s, where it is given.
+        hidden: of each `MLP`, where it is given.
         encoder: from the likelihood's features to D * P numbers, channels first.
         decoder: from these to `likelihood.width` numbers for each element.
         likelihood: `Bernoulli` by default.
