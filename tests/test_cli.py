@@ -1,6 +1,7 @@
 """The commands leave what they promise, and say in one message what is wrong with their input."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from pvi.cli import app, fitting
 from pvi.cli.program import make_objective
+from pvi.models import vae
 
 MODEL = """
 import pyro
@@ -219,3 +221,39 @@ def test_report_of_a_saved_fit(files: Path) -> None:
     other = run("report", files / "out", *words, "--guide", "FullRank", "--out", page)
     assert other.exit_code == 1
     assert "CheckpointError" in other.output and "Traceback" not in other.output
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "expected"),
+    [
+        ("vae", ["--prior", "vamp", "--objective", "IWAE:3"], {"traversals.png", "latents.png"}),
+        ("conv", ["--likelihood", "levels", "--levels", 17], {"interpolations.png"}),
+        ("ladder", [], {"reconstructions.png", "latents.png"}),
+        ("vq", [], {"reconstructions.png", "samples.png"}),
+        ("diffusion", [], {"reconstructions.png", "samples.png"}),
+        ("autoregressive", [], {"samples.png"}),
+        ("flow", [], {"samples.png"}),
+    ],
+)
+def test_vae(
+    model: str, more: list, expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = partial(vae.DiffusionVAE, steps=20)
+    monkeypatch.setattr(vae, "DiffusionVAE", short)
+    x = np.random.default_rng(0).random((40, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "images.npz", x_train=x[:30], x_test=x[30:])
+    out = tmp_path / "out"
+    options = ["--model", model, *more, "--latents", 4, "--epochs", 2, "--samples", 5]
+    options += ["--batch-size", 10, "--data", tmp_path / "images.npz", "--out", out]
+    result = run("vae", *options)
+    assert result.exit_code == 0, result.output
+    assert {"index.html", "bound.png", "model"} | expected <= {p.name for p in out.iterdir()}
+    assert "ELBO" in result.output and "beta = 1" in result.output
+    assert ("log evidence" in result.output) == (model in ("vae", "conv", "ladder"))
+
+
+def test_vae_refuses_unknown_words(tmp_path: Path) -> None:
+    result = run("vae", "--likelihood", "normal", "--out", tmp_path)
+    assert result.exit_code == 2 and "expected one of bernoulli" in result.output
+    result = run("vae", "--data", "cifar", "--out", tmp_path)
+    assert result.exit_code == 1 and "fashion-mnist or a path" in result.output

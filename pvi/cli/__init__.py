@@ -124,6 +124,55 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command()
+def vae(
+    data: Annotated[
+        str, typer.Option(help="digits, fashion-mnist, mnist, or a path (.npz, folder of .gz).")
+    ] = "digits",
+    model: Annotated[
+        str,
+        typer.Option(help="vae, conv, ladder, vq, diffusion, autoregressive or flow."),
+    ] = "vae",
+    likelihood: Annotated[
+        str,
+        typer.Option(help="bernoulli, continuous-bernoulli, gaussian, laplace or levels."),
+    ] = "bernoulli",
+    prior: Annotated[str, typer.Option(help="standard, mixture, vamp or flow.")] = "standard",
+    objective: Annotated[str, typer.Option(help="As in `pvi fit`; the model's by default.")] = "",
+    latents: Annotated[int, typer.Option(min=1, help="Numbers for each image.")] = 20,
+    levels: Annotated[int, typer.Option(min=2, help="Grey values, for --likelihood levels.")] = 256,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 50,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a minibatch.")] = 100,
+    samples: Annotated[
+        int, typer.Option(min=0, help="Importance samples of an image's evidence; 0 for none.")
+    ] = 1000,
+    seed: Seed = 0,
+    out: Out = Path("pvi-vae"),
+) -> None:
+    """Fit a model of the VAE family to images, evaluate it on held-out ones and draw."""
+    with _clear_errors():
+        from pvi.cli import images
+        from pvi.plots import check_matplotlib
+
+        check_matplotlib()
+        out.mkdir(parents=True, exist_ok=True)
+        end = images.run(
+            out,
+            data=data,
+            model=model,
+            likelihood=likelihood,
+            prior=prior,
+            objective=objective,
+            latents=latents,
+            levels=levels,
+            epochs=epochs,
+            batch_size=batch_size,
+            samples=samples,
+            seed=seed,
+        )
+        _say_end(out, {f"{model}, {data}": end})
+
+
 def _say_end(out: Path, verdicts: dict[str, str], times: str = "") -> None:
     """The last lines: verdicts, and where the files are."""
     print("\nVerdicts" if len(verdicts) > 1 else "\nVerdict")
