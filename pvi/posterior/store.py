@@ -1,7 +1,8 @@
 """Draws that are written to netCDF piece by piece, and read from there when they are used."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,28 @@ def opened(path: Path) -> Any:
     return xarray.open_datatree(path, engine="h5netcdf")
 
 
-def part_of(path: Any) -> tuple[Path, Path]:
-    """Where to write, and what to call it in the end.
+@contextmanager
+def replacing(path: Any) -> Iterator[Path | None]:
+    """Where to write: a new file, which takes the place of `path` in the end, or goes on an error.
 
     Raises:
         DataError: it is no netCDF file.
     """
+    if path is None:
+        yield None
+        return
     path = Path(path)
     if path.suffix not in (".nc", ".h5", ".hdf5"):
         raise DataError(
             f"path must end in .nc (netCDF), got '{path}'. For zarr: "
             "to_datatree(path='draws.nc').to_zarr('draws.zarr')"
         )
-    return path.with_name(f".{path.name}.{os.getpid()}"), path
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 CHUNK = 1 << 18  # numbers that are read from the file together
