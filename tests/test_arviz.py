@@ -13,6 +13,7 @@ from torch import Tensor
 import pvi
 from pvi.errors import DataError, GuideError, ObjectiveError
 from pvi.posterior.arviz import load
+from pvi.posterior.store import CHUNK, _chunks
 
 N, S, SD = 20, 400, 0.5
 X = torch.randn(N, 2, generator=torch.Generator().manual_seed(0))
@@ -249,6 +250,18 @@ def test_a_failure_leaves_the_old_file(
     failing = False
     with posterior.to_datatree(20, path=path, seed=1) as new:
         assert not np.array_equal(new["posterior"]["net_w"].values, old.values)
+
+
+@pytest.mark.parametrize("shape", [(11_000, 50), (300_000,), (3, 100_001), (7,)])
+def test_chunks_on_disk_are_hardly_padded(shape: tuple[int, ...]) -> None:
+    import xarray
+
+    full = (1, 6, *shape)
+    array = xarray.Variable([f"d{i}" for i in range(len(full))], np.broadcast_to(0.0, full))
+    sizes = _chunks(xarray.Dataset({"z": array}))["z"]["chunksizes"]
+    assert 1 <= math.prod(sizes) <= CHUNK
+    stored = math.prod(-(-n // c) * c for n, c in zip(full[2:], sizes[2:], strict=True))
+    assert stored < 1.01 * math.prod(shape)
 
 
 @pytest.mark.filterwarnings("ignore:The data type")  # zarr 3 on labels that are strings

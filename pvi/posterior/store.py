@@ -1,6 +1,8 @@
 """Draws that are written to netCDF piece by piece, and read from there when they are used."""
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,17 @@ def write(pieces: Iterable[Mapping[str, Any]], path: Path) -> None:
         for piece in pieces:
             for group, data in piece.items():
                 _append(file[group], data)
+            _trim()
+
+
+def _trim() -> None:
+    """Give freed memory back: glibc alone keeps what lies between small blocks in use, here most
+    of what was ever written.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
 
 
 def add(groups: Mapping[str, Any], path: Path) -> None:
@@ -74,9 +87,16 @@ def _chunks(data: Any) -> dict[str, dict]:
         size = max(1, variable[0, 0].size)
         shape[1] = max(1, min(shape[1], CHUNK // size))
         if size > CHUNK and len(shape) > 2:
-            shape[2] = max(1, shape[2] * CHUNK // size)
+            shape[2] = _part(shape[2], max(1, CHUNK * shape[2] // size))
         found[str(name)] = {"chunksizes": tuple(shape)}
     return found
+
+
+def _part(num: int, most: int) -> int:
+    """At most so many of `num` things: in parts of this size the last has little to pad."""
+    parts = -(-num // most)
+    sizes = [-(-num // k) for k in range(parts, 2 * parts + 1)]
+    return min(sizes, key=lambda size: -(-num // size) * size)
 
 
 def _append(group: Any, data: Any) -> None:
