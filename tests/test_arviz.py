@@ -13,6 +13,7 @@ from torch import Tensor
 import pvi
 from pvi.errors import DataError, GuideError, ObjectiveError
 from pvi.posterior.arviz import load
+from pvi.posterior.store import CHUNK, _chunks
 
 N, S, SD = 20, 400, 0.5
 X = torch.randn(N, 2, generator=torch.Generator().manual_seed(0))
@@ -23,7 +24,7 @@ MEAN = COVARIANCE @ (X.T @ Y) / SD**2
 
 
 def model(x: Tensor, y: Tensor | None = None) -> None:
-    event = {"event_dims": ["feature"]}
+    event: Any = {"event_dims": ["feature"]}
     w = pyro.sample("net/w", dist.Normal(torch.zeros(2), 1.0).to_event(1), infer=event)
     with pyro.plate("row", len(x)):
         pyro.sample("y.obs", dist.Normal((x * w).sum(-1), SD), obs=y)
@@ -175,6 +176,92 @@ def test_pieces_on_disk_are_the_draws_in_memory(
     assert [p.name for p in tmp_path.iterdir()] == ["d.nc"]
     with pytest.raises(DataError, match=r"must end in .nc"):
         posterior.to_datatree(5, path=tmp_path / "d.zarr")
+
+
+@pytest.mark.parametrize("correct", [None, "psis"])
+def test_predictions_leave_the_draws_alone(
+    correct: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for so many new rows that they need smaller runs than the training data."""
+    monkeypatch.setattr("pvi.posterior.draws.CHUNK", 40 * (N + 5))
+    many = torch.randn(12 * N, 2, generator=torch.Generator().manual_seed(3))
+    posterior = pvi.Posterior(model, wide, (X, Y))
+    plain = posterior.to_datatree(60, correct=correct, seed=0)
+    both = posterior.to_datatree(60, correct=correct, seed=0, predictions=(many,))
+    for group in plain.children:
+        assert plain[group].to_dataset().identical(both[group].to_dataset()), group
+    draws = torch.tensor(both["posterior"]["net_w"].values[0])
+    error = both["predictions"]["y.obs"].values[0] - (draws @ many.T).numpy()
+    assert abs(error.std() - SD) < 4 * SD / math.sqrt(2 * error.size)
+
+
+def test_predictions_in_small_runs_of_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A site that the model sums out keeps, draw by draw, the value of the training data."""
+
+    def mixture(x: Tensor, y: Tensor | None = None) -> None:
+        far = pyro.sample("far", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+        with pyro.plate("row", len(x)):
+            pyro.sample("y", dist.Normal(100 * far, SD), obs=y)
+
+    def nothing(x: Tensor, y: Tensor | None = None) -> None:
+        pass
+
+    monkeypatch.setattr("pvi.posterior.draws.CHUNK", 40)
+    y = torch.tensor([50.0, 50.0])  # so that both values are as likely
+    tree = pvi.Posterior(mixture, nothing, (y, y)).to_datatree(
+        30, seed=0, predictions=(torch.zeros(15),)
+    )
+    far = tree["posterior"]["far"].values[0]
+    assert 0 < far.mean() < 1
+    assert (np.abs(tree["predictions"]["y"].values[0] - 100 * far[:, None]) < 10 * SD).all()
+
+
+@pytest.mark.parametrize("late", ["model", "name", "end"])
+def test_a_failure_leaves_the_old_file(
+    late: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, failing = [], False
+
+    def breaking(x: Tensor, y: Tensor | None = None) -> None:
+        runs.append(1)
+        if failing and late == "model" and len(runs) > 8:
+            raise RuntimeError("out of paper")
+        model(x, y)
+
+    def full(*args: Any) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("pvi.posterior.draws.CHUNK", 2 * (N + 5))
+    posterior, path = pvi.Posterior(breaking, exact, (X, Y)), tmp_path / "d.nc"
+    with posterior.to_datatree(20, path=path, seed=0) as tree:
+        old = tree["posterior"]["net_w"].load()
+    before, random, failing = path.read_bytes(), torch.get_rng_state(), True
+    runs.clear()
+    if late == "end":
+        monkeypatch.setattr("pvi.posterior.arviz.add", full)
+    options = {"coords": {"fature": ["a", "b"]}} if late == "name" else {}
+    with pytest.raises((RuntimeError, OSError, DataError), match=r"paper|disk|fature"):
+        posterior.to_datatree(20, path=path, **options)
+    assert [p.name for p in tmp_path.iterdir()] == ["d.nc"] and path.read_bytes() == before
+    assert torch.equal(torch.get_rng_state(), random)
+    if late == "name":
+        assert len(runs) < 8  # before the long work
+    monkeypatch.undo()
+    failing = False
+    with posterior.to_datatree(20, path=path, seed=1) as new:
+        assert not np.array_equal(new["posterior"]["net_w"].values, old.values)
+
+
+@pytest.mark.parametrize("shape", [(11_000, 50), (300_000,), (3, 100_001), (7,)])
+def test_chunks_on_disk_are_hardly_padded(shape: tuple[int, ...]) -> None:
+    import xarray
+
+    full = (1, 6, *shape)
+    array = xarray.Variable([f"d{i}" for i in range(len(full))], np.broadcast_to(0.0, full))
+    sizes = _chunks(xarray.Dataset({"z": array}))["z"]["chunksizes"]
+    assert 1 <= math.prod(sizes) <= CHUNK
+    stored = math.prod(-(-n // c) * c for n, c in zip(full[2:], sizes[2:], strict=True))
+    assert stored < 1.01 * math.prod(shape)
 
 
 @pytest.mark.filterwarnings("ignore:The data type")  # zarr 3 on labels that are strings

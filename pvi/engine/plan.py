@@ -317,13 +317,13 @@ def _mixed_up(together: Any, alone: Any, k: int) -> str:
     return ""
 
 
-def particle_slice(vectorized: Any, single: Any, k: int, nesting: int) -> Any:
-    """Particle `k` of a vectorised trace, in the shapes of a single run."""
+def particle_slice(vectorized: Any, single: Any, k: int, nesting: int, num: int = 1) -> Any:
+    """Particle `k` of a vectorised trace, in the shapes of a single run, or `num` from `k` on."""
     part = subset(vectorized, ())
     for name, node in sample_nodes(vectorized).items():
         value, shape = node["value"], single.nodes[name]["value"].shape
         dim = -1 - nesting - node["fn"].event_dim
         if value.dim() >= -dim and value.shape[dim] > 1:
-            value = value.select(dim, k)
-        part.add_node(name, **{**node, "value": value.reshape(shape)})
+            value = value.narrow(dim, k, num)
+        part.add_node(name, **{**node, "value": value.reshape(shape) if num == 1 else value})
     return part

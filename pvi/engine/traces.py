@@ -175,6 +175,24 @@ def rng_state() -> list[Tensor]:
     return [torch.get_rng_state(), *cuda]
 
 
+def set_rng_state(state: list[Tensor]) -> None:
+    """Put back what `rng_state` gave."""
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        torch.cuda.set_rng_state_all(state[1:])
+
+
+@contextmanager
+def preserved_on_error() -> Iterator[None]:
+    """Leave the random state as it was found if there is an error inside."""
+    state = rng_state()
+    try:
+        yield
+    except BaseException:
+        set_rng_state(state)
+        raise
+
+
 def pass_by(device: Any = None) -> None:
     """Go on to another random state; the CPU keeps half of the normals that it makes for later."""
     for draw in (torch.rand, torch.randn):
@@ -185,9 +203,7 @@ def pass_by(device: Any = None) -> None:
 def rng_at(state: list[Tensor]) -> Iterator[None]:
     """Draw again from an earlier random state; afterwards go on as if nothing had happened."""
     with preserved_rng():
-        torch.set_rng_state(state[0])
-        if len(state) > 1:
-            torch.cuda.set_rng_state_all(state[1:])
+        set_rng_state(state)
         yield
 
 

@@ -1,8 +1,7 @@
 """A posterior as an `xarray.DataTree`, and in the form that the installed arviz opens."""
 
-import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pvi.engine.numbers import whole_number
-from pvi.errors import DataError
 from pvi.posterior.draws import Runner, stack
 from pvi.posterior.groups import LOO, NO_EVENTS, Groups, Wanted, weight_stats
 from pvi.posterior.naming import Coords, Dims, Namer
 from pvi.posterior.psis import PSIS
-from pvi.posterior.resample import check_correct, choose, chosen_runs
-from pvi.posterior.store import add, opened, part_of, write
+from pvi.posterior.resample import check_correct, choose, chosen_runs, seeded
+from pvi.posterior.store import add, opened, replacing, write
 
 if TYPE_CHECKING:
     from pvi.posterior.posterior import Posterior
@@ -96,62 +93,33 @@ def to_datatree(
     import xarray
 
     check_correct(correct)
-    num_draws = whole_number("num_draws", num_draws, error=DataError)
-    seed = int(torch.randint(2**31, ())) if seed is None else seed
-    places = None if path is None else part_of(path)
-    data = posterior.data.kept()
-    psis, chosen = choose(posterior, num_draws, seed) if correct else (None, None)
-    with posterior.drawing(seed) as runner:
-        namer = Namer(runner, coords or {}, dims or {}, index_origin)
-        new, fresh = (None, {}) if predictions is None else posterior.on_new(predictions, runner)
-        later = new and _later(namer, new, data.size, pred_coords or {}, pred_dims)
-        wanted = Wanted(predictive, log_likelihood, log_prior, prior, new)
-        runs = chosen_runs(runner, num_draws, chosen, new)
-        parts = (wanted.of(run, keep) for run, keep in runs)
-        observed = {name: runner.nodes[name]["value"] for name in runner.observed}
-        small = {
-            "observed_data": namer.dataset(observed, first=None),
-            "constant_data": namer.constants(data.named(), observed),
-        }
-        if later:
-            small["predictions_constant_data"] = later.constants(fresh, {})
-        if course is not None:
-            small["fit_history"] = course.dataset()
-        export = _Export(posterior, namer, later or namer, psis, course.attrs if course else {})
-        if places is None:
-            large = export.named(export.joined(parts))
-        else:
-            large = _write(export.pieces(parts), places[0])
-        small["sample_stats"] = export.stats()
-        groups = {n: g for n, g in (large | small).items() if g.data_vars}
-        namer.check_names(data.named() | fresh, groups)
-        if places is None:
-            return xarray.DataTree.from_dict(groups)
-        add({n: g for n, g in groups.items() if n not in large}, places[0])
-        os.replace(*places)
-    return opened(places[1])
+    with seeded(seed) as seed, replacing(path) as part:
+        psis, chosen = choose(posterior, num_draws, seed) if correct else (None, None)
+        with posterior.drawing(seed) as runner:
+            namer = Namer(runner, coords or {}, dims or {}, index_origin)
+            new, fresh = (
+                (None, {}) if predictions is None else posterior.on_new(predictions, runner)
+            )
+            size = posterior.data.size
+            later = _later(namer, new, size, pred_coords or {}, pred_dims) if new else namer
+            export = _Export(posterior, namer, later, psis, course)
+            known = posterior.data.kept().named()
+            fixed = export.fixed(runner.observed, known, fresh)
+            wanted = Wanted(predictive, log_likelihood, log_prior, prior, new)
+            runs = chosen_runs(runner, num_draws, chosen)
+            parts = (wanted.of(run, keep) for run, keep in runs)
+            parts = export.checked(parts, known | fresh, fixed)
+            if part is None:
+                groups = export.named(export.joined(parts)) | fixed
+                return xarray.DataTree.from_dict(groups | {"sample_stats": export.stats()})
+            write(export.pieces(parts), part)
+            add(fixed | {"sample_stats": export.stats()}, part)
+    return opened(path)
 
 
 def dataset(posterior: "Posterior", values: Mapping[str, Tensor]) -> Any:
     """Draws `(S, *site shape)` of sites as an `xarray.Dataset` with dims as in `to_datatree`."""
     return Namer(posterior.runner, {}, {}, 0).dataset(values)
-
-
-def _write(pieces: Iterator[Mapping[str, Any]], path: Any) -> dict[str, Any]:
-    """Write the pieces; what the last one was, for its names."""
-    last: dict[str, Any] = {}
-
-    def watched() -> Iterator[Mapping[str, Any]]:
-        for piece in pieces:
-            last.update(piece)
-            yield piece
-
-    try:
-        write(watched(), path)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return last
 
 
 def _later(namer: Namer, new: Runner, rows: int, coords: Coords, dims: Dims | None) -> Namer:
@@ -175,9 +143,32 @@ class _Export:
     namer: Namer
     later: Namer
     psis: PSIS | None
-    course: Mapping[str, Any]
+    course: Course | None
     log_p: list[Tensor] = field(default_factory=list)
     log_q: list[Tensor] = field(default_factory=list)
+
+    def fixed(
+        self, observed: list[str], known: Mapping[str, Any], fresh: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The groups without draws, of the data's arguments and the new data's."""
+        values = {name: self.namer.nodes[name]["value"] for name in observed}
+        found = {
+            "observed_data": self.namer.dataset(values, first=None),
+            "constant_data": self.namer.constants(known, values),
+            "predictions_constant_data": self.later.constants(fresh, {}),
+        }
+        if self.course is not None:
+            found["fit_history"] = self.course.dataset()
+        return {name: group for name, group in found.items() if group.data_vars}
+
+    def checked(
+        self, parts: Iterable[Groups], known: Mapping[str, Any], fixed: Mapping[str, Any]
+    ) -> Iterator[Groups]:
+        """The parts; the user's names are checked at the first, before the long work."""
+        for number, part in enumerate(parts):
+            if number == 0:
+                self.namer.check_names(known, self.named(part) | dict(fixed))
+            yield part
 
     def named(self, groups: Groups, first: int = 0) -> dict[str, Any]:
         """Datasets by group, without those that are empty."""
@@ -219,7 +210,8 @@ class _Export:
             return {"warning": LOO}
         if group != "posterior":
             return {}
+        attrs = self.course.attrs if self.course else {}
         how = "independent draws from the guide"
         if self.psis is not None:
             how = "draws from the guide, resampled by their PSIS weights (systematic resampling)"
-        return {"inference_library": "pvi", "sampling": how, **self.course}
+        return {"inference_library": "pvi", "sampling": how, **attrs}

@@ -23,11 +23,12 @@ from pvi.engine.traces import (
     free,
     particles,
     plates_of,
-    preserved_rng,
     replaced,
+    rng_state,
     run,
     run_hidden,
     sample_nodes,
+    set_rng_state,
     subset,
 )
 from pvi.errors import DataError
@@ -100,27 +101,22 @@ class Runner:
         sizes = {name: {plate.size for plate in plates_of(self.nodes[name])} for name in names}
         return tuple(name for name in names if rows not in sizes[name])
 
-    def runs(self, num_draws: int, beside: "Runner | None" = None) -> Iterator["Run"]:
+    def runs(self, num_draws: int) -> Iterator["Run"]:
         """Runs that together make `num_draws` draws, each from a random state of its own.
 
         So the same seed gives the same draws, whatever else is computed between two runs.
-
-        Args:
-            num_draws: of all runs together.
-            beside: programs on other data that will run on the same draws.
 
         Raises:
             DataError: `num_draws` is no whole number >= 1.
         """
         num_draws = whole_number("num_draws", num_draws, error=DataError)
-        chunks = list(self._chunks(num_draws))
-        if beside is not None:
-            chunks = min(chunks, list(beside._chunks(num_draws)), key=lambda sizes: sizes[0])
+        chunks = [min(self.chunk, num_draws - k) for k in range(0, num_draws, self.chunk)]
         seeds = torch.randint(2**62, (len(chunks),)).tolist()
         for num, seed in progress(list(zip(chunks, seeds, strict=True)), "draw"):
-            with preserved_rng():
-                torch.manual_seed(seed)
-                yield Run(self, num, self._draw(num))
+            state = rng_state()
+            torch.manual_seed(seed)
+            yield Run(self, num, self._draw(num))
+            set_rng_state(state)  # not on an error: `drawing` does, this might be much later
 
     def _draw(self, num: int, given: Any = None) -> Any:
         """Draws from the guide, with the model's sums that belong to the training data."""
@@ -135,14 +131,12 @@ class Runner:
     def repeat(self, fn: Program, num: int) -> Program:
         return particles(fn, num, self.plan.nesting)
 
-    def _chunks(self, num_draws: int) -> Iterator[int]:
-        """Sizes of runs, by memory; 1 where draws can't be a batch dimension."""
+    @cached_property
+    def chunk(self) -> int:
+        """Draws of one run, by memory; 1 where draws can't be a batch dimension."""
         enumerated = self.plan.enumeration
         size = numbers_in(sample_nodes(self._enumerated) if enumerated else self.nodes)
-        chunk = max(1, CHUNK // max(size, 1)) if self.plan.vectorized else 1
-        while num_draws > 0:
-            yield min(chunk, num_draws)
-            num_draws -= chunk
+        return max(1, CHUNK // max(size, 1)) if self.plan.vectorized else 1
 
 
 class Run:
@@ -238,9 +232,18 @@ class Run:
         latent = [*r.latent, *r.deterministic]
         return self._values(trace, latent), self._values(trace, r.observed)
 
-    def on(self, new: Runner) -> "Run":
-        """The same draws for new data: sites of no single row stay, others are drawn anew."""
-        own = sample_nodes(self._guide_trace)
+    def on(self, new: Runner) -> Iterator["Run"]:
+        """The same draws for new data: sites of no single row stay, others are drawn anew.
+
+        In runs of the size that the new data need, whatever that of the training data's is.
+        """
+        for start in range(0, self.num, new.chunk):
+            yield self._on(new, start, min(new.chunk, self.num - start))
+
+    def _on(self, new: Runner, start: int, num: int) -> "Run":
+        """For `num` of the draws."""
+        draws = self if num == self.num else self._cut(start, num)
+        own = sample_nodes(draws._guide_trace)
         both = (own, self.runner.nodes)
         rows = {
             name
@@ -249,10 +252,19 @@ class Run:
             if new._rows in {plate.size for plate in plates_of(node)}
         }
         common = own.keys() - rows
-        given = subset(self._guide_trace, common, indices=False)
-        trace = run(new.repeat(new.guide, self.num), new.args, new.kwargs, given)
-        summed = new._shared
-        return Run(new, self.num, with_sites(trace, self.latents, summed) if summed else trace)
+        given = subset(draws._guide_trace, common, indices=False)
+        trace = run(new.repeat(new.guide, num), new.args, new.kwargs, given)
+        return Run(new, num, with_sites(trace, draws.latents, new._shared))
+
+    def _cut(self, start: int, num: int) -> "Run":
+        """Draws `start` to `start + num` as a run of their own."""
+        r, summed = self.runner, self.runner.plan.enumeration.summed
+        place = (start, r.plan.nesting, num)
+        part = Run(r, num, particle_slice(self._guide_trace, r.guide_trace, *place))
+        if summed:
+            single = with_sites(r.guide_trace, r.model_trace, summed)
+            part.latents = particle_slice(self.latents, single, *place)
+        return part
 
     def predictive(self, names: list[str]) -> dict[str, Tensor]:
         """`names` drawn from the model with its observations set free."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pvi.errors import DataError
-from pvi.posterior.draws import Run, Runner
+from pvi.posterior.draws import Run, Runner, stack
 from pvi.posterior.psis import PSIS, khat_threshold, psis
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Wanted:
             found["prior"], found["prior_predictive"] = run.prior()
         if self.new is not None:
             names = [*run.runner.observed, *self.new.deterministic]
-            found["predictions"] = run.on(self.new).predictive(names)
+            found["predictions"] = stack([part.predictive(names) for part in run.on(self.new)])
         found["sample_stats"] = {"log_p": draws.log_p, "log_q": draws.log_q}
         return {
             group: {name: value[keep] for name, value in values.items()}

@@ -15,7 +15,7 @@ from pvi.engine.numbers import check_seed
 from pvi.engine.params import Params, check_trained
 from pvi.engine.plan import make_plan
 from pvi.engine.reparam import dependent_sites
-from pvi.engine.traces import Program, is_certain, preserved_rng
+from pvi.engine.traces import Program, is_certain, preserved_on_error, preserved_rng
 from pvi.errors import ObjectiveError
 from pvi.guides import Guide
 from pvi.guides.guide import as_guide
@@ -24,7 +24,7 @@ from pvi.posterior.draws import stack as stacked
 from pvi.posterior.local import with_rows
 from pvi.posterior.partial import caveat, row_sites, without_rows
 from pvi.posterior.predictive import check_plates, new_arguments
-from pvi.posterior.resample import check_correct, choose, chosen_runs
+from pvi.posterior.resample import check_correct, choose, chosen_runs, seeded
 
 
 class Posterior:
@@ -87,11 +87,12 @@ class Posterior:
             correct: as in `to_arviz`.
         """
         check_correct(correct)
-        chosen = None
-        if correct:
-            seed = int(torch.randint(2**31, ())) if seed is None else seed
-            chosen = choose(self, num_draws, seed)[1]
-        with self.drawing(seed) as runner:
+        with ExitStack() as stack:
+            chosen = None
+            if correct:
+                seed = stack.enter_context(seeded(seed))
+                chosen = choose(self, num_draws, seed)[1]
+            runner = stack.enter_context(self.drawing(seed))
             runs = chosen_runs(runner, num_draws, chosen)
             draws = stacked(
                 [{name: x[keep] for name, x in run.sample().items()} for run, keep in runs]
@@ -307,8 +308,8 @@ class Posterior:
                 args, kwargs = self.data.whole() if self.data.fits else self.data.probe()
                 plan = make_plan(self.model, self.guide, args, kwargs, "joint", average=False)
                 self._runner = Runner(self.model, self.guide, args, kwargs, plan)
+            stack.enter_context(preserved_on_error() if seed is None else preserved_rng())
             if seed is not None:
-                stack.enter_context(preserved_rng())
                 torch.manual_seed(seed)
             yield self._runner
 

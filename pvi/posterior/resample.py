@@ -1,12 +1,14 @@
 """Draws chosen by their PSIS weights, so that they follow the posterior and not the guide."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pvi.engine.numbers import whole_number
+from pvi.engine.numbers import check_seed, whole_number
+from pvi.engine.traces import preserved_rng
 from pvi.errors import DataError, GuideError
 from pvi.posterior.draws import Run, Runner
 from pvi.posterior.psis import PSIS, khat_threshold, psis
@@ -21,6 +23,19 @@ def check_correct(correct: str | None) -> None:
     """Refuse what `correct=` can't be."""
     if correct not in (None, "psis"):
         raise DataError(f'correct must be None or "psis", got {correct!r}')
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[int]:
+    """The seed; without one a new one of torch's generator, which moves on if all goes well."""
+    given = check_seed(seed)
+    if given is not None:
+        yield given
+        return
+    with preserved_rng():
+        found = int(torch.randint(2**31, ()))
+    yield found
+    torch.randint(2**31, ())
 
 
 def choose(posterior: "Posterior", num_draws: int, seed: int) -> tuple[PSIS, Tensor]:
@@ -51,15 +66,15 @@ def choose(posterior: "Posterior", num_draws: int, seed: int) -> tuple[PSIS, Ten
 
 
 def chosen_runs(
-    runner: Runner, num_draws: int, chosen: Tensor | None, beside: Runner | None = None
+    runner: Runner, num_draws: int, chosen: Tensor | None
 ) -> Iterator[tuple[Run, Tensor | slice]]:
     """Runs, and which of their draws are kept: all, or those of `chosen` in ascending order."""
     if chosen is None:
-        for run in runner.runs(num_draws, beside):
+        for run in runner.runs(num_draws):
             yield run, slice(None)
         return
     start = 0
-    for run in runner.runs(CANDIDATES * num_draws, beside):
+    for run in runner.runs(CANDIDATES * num_draws):
         inside = chosen[(chosen >= start) & (chosen < start + run.num)] - start
         start += run.num
         if len(inside):

@@ -1,7 +1,10 @@
 """Draws that are written to netCDF piece by piece, and read from there when they are used."""
 
+import ctypes
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,17 @@ def write(pieces: Iterable[Mapping[str, Any]], path: Path) -> None:
         for piece in pieces:
             for group, data in piece.items():
                 _append(file[group], data)
+            _trim()
+
+
+def _trim() -> None:
+    """Give freed memory back: glibc alone keeps what lies between small blocks in use, here most
+    of what was ever written.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
 
 
 def add(groups: Mapping[str, Any], path: Path) -> None:
@@ -38,19 +52,28 @@ def opened(path: Path) -> Any:
     return xarray.open_datatree(path, engine="h5netcdf")
 
 
-def part_of(path: Any) -> tuple[Path, Path]:
-    """Where to write, and what to call it in the end.
+@contextmanager
+def replacing(path: Any) -> Iterator[Path | None]:
+    """Where to write: a new file, which takes the place of `path` in the end, or goes on an error.
 
     Raises:
         DataError: it is no netCDF file.
     """
+    if path is None:
+        yield None
+        return
     path = Path(path)
     if path.suffix not in (".nc", ".h5", ".hdf5"):
         raise DataError(
             f"path must end in .nc (netCDF), got '{path}'. For zarr: "
             "to_datatree(path='draws.nc').to_zarr('draws.zarr')"
         )
-    return path.with_name(f".{path.name}.{os.getpid()}"), path
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 CHUNK = 1 << 18  # numbers that are read from the file together
@@ -64,9 +87,16 @@ def _chunks(data: Any) -> dict[str, dict]:
         size = max(1, variable[0, 0].size)
         shape[1] = max(1, min(shape[1], CHUNK // size))
         if size > CHUNK and len(shape) > 2:
-            shape[2] = max(1, shape[2] * CHUNK // size)
+            shape[2] = _part(shape[2], max(1, CHUNK * shape[2] // size))
         found[str(name)] = {"chunksizes": tuple(shape)}
     return found
+
+
+def _part(num: int, most: int) -> int:
+    """At most so many of `num` things: in parts of this size the last has little to pad."""
+    parts = -(-num // most)
+    sizes = [-(-num // k) for k in range(parts, 2 * parts + 1)]
+    return min(sizes, key=lambda size: -(-num // size) * size)
 
 
 def _append(group: Any, data: Any) -> None:

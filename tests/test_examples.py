@@ -1,0 +1,29 @@
+"""The examples that make pictures: they run, on whichever arviz is there, and draw something."""
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pvi.posterior.arviz import load
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.usefixtures("isolated")
+def test_arviz_gallery(tmp_path: Path, capsys: Any) -> None:
+    image = pytest.importorskip("matplotlib.image")
+    gallery = runpy.run_path(str(EXAMPLES / "arviz_gallery.py"))
+    gallery["main"](tmp_path, num_sims=10)
+    names = {"forest", "posterior", "ridge", "pair", "ppc"}
+    if not load().__version__.startswith("0."):
+        names.add("ecdf_pit")
+    pictures = {path.stem.removeprefix("arviz_"): path for path in tmp_path.iterdir()}
+    assert set(pictures) == names
+    for name, path in pictures.items():
+        pixels = image.imread(path)[..., :3]
+        ink = (pixels.min(-1) < 0.9).mean()
+        assert 0.005 < ink < 0.8, name
+    table = capsys.readouterr().out
+    assert "theta[Hermon]" in table
