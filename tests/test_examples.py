@@ -1,6 +1,7 @@
 """The examples that make pictures: they run, on whichever arviz is there, and draw something."""
 
 import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +28,23 @@ def test_arviz_gallery(tmp_path: Path, capsys: Any) -> None:
         assert 0.005 < ink < 0.8, name
     table = capsys.readouterr().out
     assert "theta[Hermon]" in table
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "says"),
+    [
+        ("vae_images", True, "log evidence of a held-out image"),
+        ("vae_objectives", False, "beta from 0 to 1"),
+        ("vae_diffusion", True, "diffusion of latents of a VAE: ELBO"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:training ended after:UserWarning")
+def test_vae(
+    name: str, picture: bool, says: str, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    pytest.importorskip("sklearn")
+    words = [name, "--epochs", "1"] + (["--out", str(tmp_path / "a.png")] if picture else [])
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    assert says in capsys.readouterr().out
+    assert (tmp_path / "a.png").exists() == picture
