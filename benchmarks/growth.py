@@ -51,6 +51,20 @@ def normals(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 
+def logistic_of_draws(x: Tensor, group: Tensor, y: Tensor, groups: int = 20) -> None:
+    """The regression so that many draws broadcast; the other's `x @ w` would pair each draw of the
+    weights with each of the groups, of which Pyro takes no notice.
+    """
+    w = pyro.sample("w", dist.Normal(torch.zeros(x.shape[1]), 1.0).to_event(1))
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    tau = pyro.sample("tau", dist.HalfNormal(1.0))
+    with pyro.plate("groups", groups):
+        a = pyro.sample("a", dist.Normal(mu, tau))
+    with pyro.plate("rows", len(y)):
+        logits = a[..., group] + (x * w).sum(-1)
+        pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
+
+
 def make(grows: str, size: int, data: Arrays | None = None) -> Problem:
     """The problem of one point, on new data or given ones."""
     particles = size if grows == "draws K" else 1
@@ -58,7 +72,8 @@ def make(grows: str, size: int, data: Arrays | None = None) -> Problem:
         y = np.random.default_rng(0).normal(size=size).astype(np.float32)
         return Problem(data or {"y": y}, fixed(normals), like="normals")
     data = data or logistic_data(size if grows == "rows N" else 500)
-    return Problem(data, fixed(logistic), particles=particles, like="logistic")
+    model = logistic_of_draws if grows == "draws K" else logistic
+    return Problem(data, fixed(model), particles=particles, like="logistic")
 
 
 def peak() -> float:

@@ -11,6 +11,7 @@ from pvi.diagnostics.causes import LEVEL, at_rest, centred, correlated, heavy
 from pvi.diagnostics.evidence import MAX_BAD
 from pvi.diagnostics.plates import Element, Elements, elements
 from pvi.diagnostics.reasons import (
+    escalation,
     given_others,
     judge,
     judge_elements,
@@ -208,6 +209,8 @@ def _weigh(
         rest = at_rest(posterior, values, ratios)
         reasons += rest + (heavy(names, x, smoothed) if rest == [LEVEL] else [])
         reasons += pair + given_others(found) + centred(posterior)
+    if verdict == "unreliable":
+        reasons += escalation(len(names))
     if len(ratios) < ENOUGH:
         reasons.append(f"khat is noisy at {len(ratios):,} draws: use num_draws={ENOUGH:_} or more")
     return Diagnosis(

@@ -9,6 +9,7 @@ from pvi.diagnostics.plates import Elements
 from pvi.diagnostics.table import MAX_DIM, Row
 from pvi.posterior.psis import PSIS, khat_threshold, num_not_weights
 
+SMALL = 100  # dimensions that Markov chains explore in minutes
 RICHER = "a richer guide (pvi.guides.FullRank for correlations, Flow for curved shapes)"
 
 
@@ -136,3 +137,9 @@ def given_others(found: Elements | None) -> list[str]:
         f"given the other latents, {found.share(failing)} fail: there the guide fits, so look at "
         "the latents outside the plates, or at how they go with those inside"
     ]
+
+
+def escalation(dim: int) -> list[str]:
+    """The last resort, where it is cheap."""
+    step = "the model is small: pvi.nuts(fit) draws by Markov chains that start from this guide"
+    return [step] if dim <= SMALL else []

@@ -254,8 +254,10 @@ class Trainer:
         """Why a level bound does not mean the end of the way; "" if it does."""
         step, leaves = training.step, leaves_in(training.optimizer)
         way = training.path.since_middle(step, leaves)
-        if way is None:
+        if not leaves:
             return ""
+        if way is None:
+            return f"{step} steps are too few to tell whether the bound was level"
 
         def bounds(seed: int) -> Callable[[], float]:
             torch.manual_seed(seed)
