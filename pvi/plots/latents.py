@@ -12,7 +12,7 @@ from torch import Tensor
 from pvi.engine.traces import free, sample_nodes
 from pvi.errors import PviError
 from pvi.plots.images import plot_images
-from pvi.posterior.rows import RowWise, centre
+from pvi.posterior.rows import RowWise, is_discrete
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ def plot_traversals(
         rows = p.rows([row])
         base = p.codes(site, rows)
         chosen = _most_varied(p, site) if numbers is None else list(numbers)
-        if not all(0 <= i < base.shape[1] for i in chosen):
+        if not chosen or not all(0 <= i < base.shape[1] for i in chosen):
             raise PviError(f"numbers: expected 0 to {base.shape[1] - 1} of '{site}', got {chosen}")
         steps = _steps(p, site, rows, chosen, values)
         images = {}
@@ -67,7 +67,7 @@ def plot_traversals(
             codes[:, i] = line
             images[f"{site}[{i}]"] = p.decode(rows.repeat(len(line)), site, codes)
         sds = torch.linspace(-WIDTH, WIDTH, STEPS).tolist()
-        titles = [f"{v:.3g}" for v in values or sds]
+        titles = [f"{float(v):.3g}" for v in (sds if values is None else values)]
         return plot_images(images, steps.shape[1], titles)
 
 
@@ -88,6 +88,8 @@ def plot_interpolations(
     """
     with _pictures(target, data, observed, image_shape, 0) as p:
         site = p.latent(site)
+        if not pairs:
+            raise PviError("pairs: expected at least one (from, to), got none")
         images = {}
         for one, two in pairs:
             rows = p.rows([one, two])
@@ -186,7 +188,7 @@ class _Pictures:
             if node["is_observed"] and self.at.dim(node) is not None
         }
         want = self.shape
-        fits = {
+        fits: dict[str, Any] = {
             name: want or tuple(shape)
             for name, shape in shapes.items()
             if (shape.numel() == prod(want) if want else len(shape) == 2)
@@ -215,8 +217,9 @@ class _Pictures:
     def latent(self, site: str | None) -> str:
         rows = torch.arange(1, device=self.at.data.device)
         values = self.at.draw(rows)
-        known = [n for n in self.local(self.at.run(rows, values)) if n in values]
-        known = [n for n in known if values[n].is_floating_point()]
+        trace = self.at.run(rows, values)
+        known = [n for n in self.local(trace) if n in values]
+        known = [n for n in known if not is_discrete(trace.nodes[n]["fn"])]
         if (site is None and len(known) == 1) or site in known:
             return site or known[0]
         raise PviError(f"site: expected one of the continuous latents of rows {known}, got {site}")
@@ -278,7 +281,11 @@ def _steps(
 ) -> Tensor:
     """`(numbers, steps)`."""
     if values is not None:
-        return torch.tensor(list(values)).repeat(len(chosen), 1)
+        if not len(values):
+            raise PviError("values: expected at least one, got none")
+        return torch.as_tensor([float(v) for v in values], device=rows.device).repeat(
+            len(chosen), 1
+        )
     try:
         mean, sd = (x[0, chosen, None] for x in p.prior(site, rows))
     except NotImplementedError as error:

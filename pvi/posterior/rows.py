@@ -26,24 +26,22 @@ PROBE = 8  # rows that a program is tried on
 MEAN_DRAWS = 100  # of distributions that do not know their mean
 
 
-def row_plates(model: Program, data: Data) -> tuple[frozenset[str], bool]:
+def row_plates(model: Program, data: Data) -> frozenset[str]:
     """The plates that grow with the data, by tracing two numbers of rows.
 
-    Returns:
-        Their names; and whether they were guessed, as those of as many elements as there are rows,
-        for the model can't run on another number.
+    Where the model runs on its own number only: those of as many elements as there are rows.
     """
     rows = torch.arange(min(data.shown, PROBE), device=data.device)
     if not len(rows):
-        return frozenset(), False
+        return frozenset()
     try:
         one, two = (_frames(model, data, r) for r in (rows, torch.cat([rows, rows[:1]])))
     except Exception:  # whatever a program raises on other rows than those it is made for
         found = _frames(model, data, torch.arange(data.shown, device=data.device))
-        return frozenset(name for name in found if found[name][0] == data.shown), True
+        return frozenset(name for name in found if found[name][0] == data.shown)
     sizes = (len(rows), len(rows) + 1)
     both = one.keys() & two.keys()
-    return frozenset(name for name in both if (one[name][0], two[name][0]) == sizes), False
+    return frozenset(name for name in both if (one[name][0], two[name][0]) == sizes)
 
 
 def _frames(model: Program, data: Data, rows: Tensor) -> Mapping[str, tuple]:
@@ -67,7 +65,7 @@ class RowWise:
             raise DataError("this needs data with rows: data=, as in pvi.fit")
         if isinstance(self.data, StreamData):
             raise DataError("this needs rows that can be asked for; a stream's can't: data=rows")
-        self.plates = row_plates(self.model, self.data)[0]
+        self.plates = row_plates(self.model, self.data)
         self.whole = not self._follows()
 
     @property
@@ -126,7 +124,8 @@ class RowWise:
             nodes = sample_nodes(first)
             values = {name: self._at(node, part) for name, node in nodes.items()}
             given = subset(replaced(first, values), nodes, indices=False)
-            second = sample_nodes(run_hidden(self.guide, *self.data.rows(part), given))
+            args, kwargs = self.data.rows(part)
+            second = sample_nodes(run_hidden(self.guide, args, kwargs, given))
             return all(self._same(nodes[n], second[n], part) for n in nodes)
         except Exception:  # such as shapes that do not fit
             return False
@@ -146,14 +145,14 @@ def centre(node: Mapping) -> Tensor:
     if is_subsample(node):
         return value
     try:
-        found = fn.mean if value.is_floating_point() and not _is_discrete(fn) else fn.mode
+        found = fn.mean if value.is_floating_point() and not is_discrete(fn) else fn.mode
         return found.to(value.dtype).expand(value.shape)
     except NotImplementedError:
-        if _is_discrete(fn):
+        if is_discrete(fn):
             return value
     with preserved_rng():
         return torch.stack([fn.sample().expand(value.shape) for _ in range(MEAN_DRAWS)]).mean(0)
 
 
-def _is_discrete(fn: Any) -> bool:
+def is_discrete(fn: Any) -> bool:
     return bool(getattr(fn.support, "is_discrete", False))
