@@ -23,6 +23,7 @@ NAMES = (
     "rates",
     "sandwich",
     "sbc",
+    "predictive",
     "guides",
     "checkpoints",
     "distributed",
