@@ -25,6 +25,7 @@ NAMES = (
     "rates",
     "sandwich",
     "sbc",
+    "predictive",
     "guides",
     "checkpoints",
     "distributed",

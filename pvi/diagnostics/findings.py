@@ -9,6 +9,11 @@ EXTREME = 0.005  # of a p-value, on either side
 
 def findings(site: Any) -> Iterator[str]:
     """Sentences on a `SiteCheck`."""
+    if site.bad_khat > 0.05:
+        yield (
+            f"leave-one-out weights are unreliable (khat) for {site.bad_khat:.0%} of the data: "
+            "check on held-out data instead; PITs and scores here may be those of the weights"
+        )
     if site.band is not None and not site.band.inside:
         yield from _pits(site)
     for name, (data, replicated, p) in site.statistics.items():
@@ -24,11 +29,6 @@ def findings(site: Any) -> Iterator[str]:
             f"probabilities are off by {r.ece:.3f} on average, calibrated ones by "
             f"{r.ece_calibrated:.3f} (ECE): look at plot_reliability; recalibrate on held-out data "
             "or add covariates"
-        )
-    if site.bad_khat > 0.05:
-        yield (
-            f"leave-one-out weights are unreliable (khat) for {site.bad_khat:.0%} of the data: "
-            "check on held-out data instead"
         )
     if site.bad_log_score > 0.05:
         yield (

@@ -3,6 +3,7 @@ r"""Proper scores and calibration of predictions that are given as weighted draw
 Draws are `(S, n)`, observed values `(n,)`, weights `(S, n)` or `(S, 1)`, each column summing to 1.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -46,7 +47,7 @@ def crps(draws: Tensor, observed: Tensor, weights: Tensor) -> Tensor:
     whatever S.
 
     Returns:
-        `(n,)`.
+        `(n,)`; NaN where one draw has all of the weight.
 
     Reference:
         Ferro (2014), Fair scores for ensemble forecasts, QJRMS 140, eq. 7; Gneiting, Raftery
@@ -64,7 +65,8 @@ def crps(draws: Tensor, observed: Tensor, weights: Tensor) -> Tensor:
     centred = x - x.mean(0)  # else large numbers cancel
     below, sums = w.cumsum(0) - w, (w * centred).cumsum(0) - w * centred
     spread = (w * (centred * below - sums)).sum(0)  # half the double sum
-    return error - spread / (1 - w.square().sum(0)).clamp(min=torch.finfo(w.dtype).tiny)
+    left = 1 - w.square().sum(0)  # one draw with all of the weight has no spread to tell
+    return torch.where(left > 1e-6, error - spread / left, math.nan)
 
 
 def brier(probabilities: Tensor, observed: Tensor, squares: Tensor | float) -> Tensor:

@@ -25,6 +25,7 @@ from pvi.posterior.psis import khat_threshold, psis
 from pvi.progress import progress
 from pvi.text import table
 
+CIRCULAR = ("VonMises",)  # angles
 EVEN = 0.1  # nats: log ratios of a smaller sd change nothing, whatever their tail
 Statistic = Callable[[Tensor], Any]
 
@@ -35,7 +36,7 @@ class SiteCheck:
 
     Attributes:
         name: The site.
-        kind: "continuous", "discrete", "binary" or "categorical".
+        kind: "continuous", "circular", "discrete", "binary" or "categorical".
         num: Numbers that are observed (for vectors, each component), without masked ones.
         statistics: Name -> the statistic of the data, its mean over replicated data, and the
             posterior predictive p-value P(T(y_rep) > T(y)) + P(T(y_rep) = T(y)) / 2.
@@ -122,15 +123,19 @@ def check_site(
     if kind == "categorical":
         common |= _classes(site.fn, x, y, weights)
     else:
+        if kind == "circular":
+            flat = (*_around(*flat), flat[2])
         u = pit(*flat)
         mean = (flat[2] * flat[0]).sum(0)
         common |= {
             "pit": u,
             "band": ecdf_band(u),
             "coverage": coverage(u),
-            "crps": float(crps(*flat).mean()),
-            "rmse": float((mean - flat[1]).square().mean().sqrt()),
         }
+        if kind != "circular" and _has(site.fn, "mean"):
+            common["crps"] = float(crps(*flat).mean())
+        if kind != "circular" and _has(site.fn, "variance"):
+            common["rmse"] = float((mean - flat[1]).square().mean().sqrt())
     if kind == "binary":
         common |= _binary(*flat)
     return SiteCheck(statistics=_statistics(site, kind, x, y, functions), **common)
@@ -204,10 +209,14 @@ def _statistics(
 ) -> dict[str, tuple[float, float, float]]:
     flat, data = x.flatten(1), y.flatten()
     found: dict[str, tuple[Tensor, Tensor]] = {}
-    if kind != "categorical":
+    if kind == "circular":
+        found = {"concentration": (_concentration(flat), _concentration(data))}
+    elif kind != "categorical":
         defaults: dict[str, Any] = {"mean": lambda v: v.mean(-1)}
+        if not _has(site.fn, "variance"):
+            defaults = {"median": lambda v: v.median(-1).values}
         if kind != "binary":
-            if len(data) > 1:
+            if len(data) > 1 and "mean" in defaults:
                 defaults["sd"] = lambda v: v.std(-1)
             defaults |= {"min": lambda v: v.amin(-1), "max": lambda v: v.amax(-1)}
             if bool((data == 0).any()) or bool((flat == 0).any()):
@@ -223,6 +232,11 @@ def _statistics(
         ]
         found[name] = (torch.tensor(values[1:]), torch.tensor(values[0]))
     return {name: _p_value(*pair) for name, pair in found.items()}
+
+
+def _concentration(x: Tensor) -> Tensor:
+    """Length of the mean of unit vectors, 0 to 1."""
+    return torch.hypot(x.cos().mean(-1), x.sin().mean(-1))
 
 
 def _number(site: str, name: str, value: Any) -> float:
@@ -250,6 +264,23 @@ def _kind(fn: Any) -> str:
     name = _base_name(fn)
     if "Categorical" in name:
         return "categorical"
-    if "Bernoulli" in name and "Relaxed" not in name:
-        return "binary"
-    return "discrete" if getattr(fn.support, "is_discrete", False) else "continuous"
+    if name in CIRCULAR:
+        return "circular"
+    if not getattr(fn.support, "is_discrete", False):
+        return "continuous"
+    return "binary" if "Bernoulli" in name else "discrete"
+
+
+def _has(fn: Any, moment: str) -> bool:
+    """Whether a distribution's mean or variance is finite; taken as such where it is unknown."""
+    try:
+        return bool(getattr(fn, moment).isfinite().all())
+    except NotImplementedError:
+        return True
+
+
+def _around(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Angles from the mean direction of each prediction, in [-pi, pi): the cut is opposite."""
+    centre = torch.atan2((weights * x.sin()).sum(0), (weights * x.cos()).sum(0))
+    first, second = (torch.remainder(v - centre + math.pi, 2 * math.pi) - math.pi for v in (x, y))
+    return first, second

@@ -5,6 +5,12 @@ from pvi.plots.calibration import plot_calibration
 from pvi.plots.checks import plot_coverage, plot_latents, plot_pit, plot_reliability
 from pvi.plots.compare import plot_against, plot_compare
 from pvi.plots.images import plot_images
+from pvi.plots.latents import (
+    plot_interpolations,
+    plot_reconstructions,
+    plot_samples,
+    plot_traversals,
+)
 from pvi.plots.pairs import plot_pairs, plot_weights
 from pvi.plots.posterior import plot_forest, plot_ppc, scale_groups
 
@@ -16,11 +22,15 @@ __all__ = [
     "plot_coverage",
     "plot_forest",
     "plot_images",
+    "plot_interpolations",
     "plot_latents",
     "plot_pairs",
     "plot_pit",
     "plot_ppc",
+    "plot_reconstructions",
     "plot_reliability",
+    "plot_samples",
+    "plot_traversals",
     "plot_weights",
     "scale_groups",
 ]

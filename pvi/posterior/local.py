@@ -11,11 +11,11 @@ from torch import Tensor
 from pvi.engine import ELBO
 from pvi.engine.data import Data
 from pvi.engine.params import Params
-from pvi.engine.subsampling import plate_frames
-from pvi.engine.traces import Program, run_hidden, sample_nodes
+from pvi.engine.traces import Program
 from pvi.errors import DataError, FitError, GuideError
 from pvi.guides import Guide
 from pvi.optim.schedule import cosine
+from pvi.posterior.rows import row_plates
 from pvi.progress import progress
 
 RATE, PARTICLES = 0.1, 4
@@ -62,7 +62,7 @@ def with_rows(
         )
     old = guide.plate_sizes
     local = {p for p, size in new.plate_sizes.items() if size != old[p]}
-    local |= _row_plates(model, data) & new.plate_sizes.keys()
+    local |= row_plates(model, data) & new.plate_sizes.keys()
     if local & guide.coupled_plates:
         raise GuideError(
             f"{type(guide).__name__} ties the elements of plate '{min(local)}' together, so new "
@@ -83,16 +83,6 @@ def with_rows(
         _train(model, new, args, kwargs, steps)
     params.freeze()
     return new, params
-
-
-def _row_plates(model: Program, data: Data) -> set[str]:
-    """The plates that grow with the data: with one row more."""
-    every = torch.arange(data.shown, device=data.device)
-    one, two = (
-        plate_frames(sample_nodes(run_hidden(model, *data.rows(rows))))
-        for rows in (every, torch.cat([every, every[:1]]))
-    )
-    return {name for name in one.keys() & two.keys() if one[name][1] != two[name][1]}
 
 
 def _without(guide: Guide) -> dict[str, Any]:
