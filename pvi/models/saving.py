@@ -40,6 +40,8 @@ class Saved(Component):
         model = make(tree["model"], modules)
         if not isinstance(model, cls):
             raise CheckpointError(f"{folder} holds a {type(model).__name__}, no {cls.__name__}")
+        floats = (x.dtype for x in tree["parameters"].values() if x.is_floating_point())
+        model.to(next(floats, None))
         try:
             model.load_state_dict(tree["parameters"])
         except RuntimeError as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor
@@ -156,8 +157,7 @@ class LatentVariableModel(Saved):
         Raises:
             DataError: as of `fit`.
         """
-        x = torch.as_tensor(X)
-        x = x.to(torch.get_default_dtype()) if not x.is_floating_point() else x
+        x = self.numbers(X, "X")
         if tuple(x.shape[1:]) != self.shape or not len(x):
             raise DataError(
                 f"X must have shape (N, {', '.join(map(str, self.shape))}) with N >= 1, got "
@@ -165,6 +165,22 @@ class LatentVariableModel(Saved):
             )
         self.check(x)
         return x
+
+    def numbers(self, values: Any, name: str) -> Tensor:
+        """Numbers in the precision and on the device of the parameters.
+
+        Args:
+            values: a tensor or what numpy makes an array of.
+            name: of the argument.
+
+        Raises:
+            DataError: they are no numbers.
+        """
+        like = next(self.parameters(), torch.empty(()))
+        values = values if isinstance(values, Tensor) else np.asarray(values)
+        if isinstance(values, np.ndarray) and values.dtype.kind not in "biuf":
+            raise DataError(f"{name} must hold numbers, got an array of {values.dtype}")
+        return torch.as_tensor(values).to(like)
 
     def check(self, x: Tensor) -> None:
         """Refuse data that the model gives no density.
@@ -175,8 +191,11 @@ class LatentVariableModel(Saved):
         self.likelihood.check(x)
 
     def in_batches(self, function: Callable[..., Tensor], *arrays: Tensor) -> Tensor:
-        """A function of rows, on some at a time, without gradients and in evaluation mode."""
-        with self.evaluating(None):
+        """A function of rows, on some at a time, without gradients and in evaluation mode.
+
+        It draws the same random numbers each time, where it draws any.
+        """
+        with self.evaluating(0):
             parts = zip(*(x.split(ROWS) for x in arrays), strict=True)
             return torch.cat([function(*part) for part in parts])
 

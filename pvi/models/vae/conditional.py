@@ -40,8 +40,11 @@ class _Conditioned(LatentVariableModel):
         self.posterior = posterior or Diagonal(latents)
         seen = tuple(self.likelihood.features(torch.zeros(1, *self.shape)).shape[1:])
         numbers = self.likelihood.width * torch.Size(self.shape).numel()
-        self.encoder = encoder or JointMLP((seen, conditions), self.posterior.width, hidden)
-        self.decoder = decoder or JointMLP((latents, conditions), numbers, hidden)
+        if encoder is None:
+            encoder = JointMLP((seen, conditions), self.posterior.width, hidden)
+        if decoder is None:
+            decoder = JointMLP((latents, conditions), numbers, hidden)
+        self.encoder, self.decoder = encoder, decoder
 
     def encoded(self, x: Tensor, c: Tensor) -> Any:
         """$q(z \\mid x, c)$ as distributions."""
@@ -49,7 +52,8 @@ class _Conditioned(LatentVariableModel):
 
     def decoded(self, z: Tensor, c: Tensor) -> Any:
         """$p(x \\mid z, c)$ as distributions."""
-        return self.likelihood(self.decoder(z, c), self.shape)
+        batch = torch.broadcast_shapes(z.shape[:-1], c.shape[:-1])
+        return self.likelihood(self.decoder(z, c), self.shape, batch)
 
 
 class ConditionalVAE(_Conditioned):
@@ -125,15 +129,18 @@ class ConditionalVAE(_Conditioned):
         want = "one class for each row" if self.classes else f"{self.conditions} numbers a row"
         if y is None:
             raise DataError(f"a ConditionalVAE needs y, the conditions: {want}")
-        c = torch.as_tensor(y)
+        c = self.numbers(y, "y")
         shape = (number,) if self.classes else (number, self.conditions)
         if tuple(c.shape) != shape:
             raise DataError(f"y must have shape {shape}: {want}; got {tuple(c.shape)}")
         if not self.classes:
-            return c.to(torch.get_default_dtype())
+            if not bool(c.isfinite().all()):
+                row = int((~c.isfinite()).any(1).nonzero()[0])
+                raise DataError(f"y[{row}] has values that are not finite: drop or impute the row")
+            return c
         if not bool(((c >= 0) & (c < self.classes) & (c == c.floor())).all()):
             raise DataError(f"y must be classes from 0 to {self.classes - 1}")
-        return one_hot(c.long(), self.classes).to(torch.get_default_dtype())
+        return one_hot(c.long(), self.classes).to(c)
 
     def encode(self, X: Any, y: Any = None) -> Tensor:
         return self.in_batches(
@@ -141,7 +148,7 @@ class ConditionalVAE(_Conditioned):
         )
 
     def decode(self, z: Any, y: Any = None) -> Tensor:
-        z = torch.as_tensor(z, dtype=torch.get_default_dtype())
+        z = self.numbers(z, "z")
         c = self.condition(y, len(z))
         return self.in_batches(lambda z, c: self.likelihood.mean(self.decoded(z, c)), z, c)
 
@@ -189,7 +196,7 @@ class SemiSupervisedVAE(_Conditioned):
         super().__init__(shape, classes, latents, encoder, decoder, likelihood, posterior, hidden)
         self.classes, self.alpha = classes, alpha
         seen = tuple(self.likelihood.features(torch.zeros(1, *self.shape)).shape[1:])
-        self.classifier = classifier or MLP(seen, classes, hidden)
+        self.classifier = MLP(seen, classes, hidden) if classifier is None else classifier
 
     def model(self, x: Tensor, y: Tensor) -> None:
         self.registered()
@@ -259,7 +266,7 @@ class SemiSupervisedVAE(_Conditioned):
     def decode(self, z: Any, y: Any = None) -> Tensor:
         if y is None:
             raise DataError("decode needs y, the label of each row of z")
-        z = torch.as_tensor(z, dtype=torch.get_default_dtype())
+        z = self.numbers(z, "z")
         return self.in_batches(
             lambda z, y: self.likelihood.mean(self.decoded(z, self._one_hot(y))),
             z,

@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid, softplus
 from torch.types import _size
 
 from pvi.errors import ModelError
-from pvi.models.vae.likelihoods import FLOOR, Likelihood
+from pvi.models.vae.likelihoods import COUNTS, FLOOR, Likelihood
 from pvi.nn.mlp import Shape, as_shape
 
 
@@ -93,6 +93,9 @@ class DiscretizedLogistic(Likelihood):
         self.levels, self.components = levels, components
         self.width = 2 if components == 1 else 3 * components
         self.values = f"whole numbers from 0 to {levels - 1}"
+        self.advice = (
+            f"Round them to levels, such as (X * {levels - 1}).round() of values in [0, 1]."
+        )
 
     def elements(self, h: Tensor) -> Any:
         if self.components == 1:
@@ -119,7 +122,8 @@ class NegativeBinomial(Likelihood):
         Lopez et al. (2018), Deep generative modeling for single-cell transcriptomics.
     """
 
-    values = "whole numbers from 0"
+    values = COUNTS
+    advice = "Use Gaussian for values that are no counts."
 
     def __init__(self, shape: Shape | None = None):
         super().__init__()

@@ -71,8 +71,8 @@ class FlowPrior(Prior):
 
     def __init__(self, latents: int, kind: str = "MAF", options: dict[str, Any] | None = None):
         super().__init__()
-        self.latents, self.kind, self.options = latents, kind, dict(options or {})
-        self.flow = make_flow(kind, latents, 0, self.options)
+        self.latents, self.kind, self.options = latents, kind, options
+        self.flow = make_flow(kind, latents, 0, options or {})
         self.register_buffer("zero", torch.zeros(latents), persistent=False)
 
     def forward(self, encode: Encode) -> Any:
@@ -116,9 +116,9 @@ class FlowPosterior(AmortizedPosterior):
     ):
         super().__init__()
         self.latents, self.context, self.kind = latents, context, kind
-        self.options = dict(options or {})
+        self.options = options
         self.width = 2 * latents + context
-        self.flow = make_flow(kind, latents, context, self.options)
+        self.flow = make_flow(kind, latents, context, options or {})
 
     def forward(self, h: Tensor) -> Any:
         loc, raw, context = h.split((self.latents, self.latents, self.context), -1)

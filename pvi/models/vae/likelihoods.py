@@ -4,6 +4,7 @@ A decoder gives `width` numbers for each element of a datum, as `(*batch, width,
 anything that can be reshaped so (a convolutional one has `width * channels` channels).
 """
 
+import math
 from abc import abstractmethod
 from typing import Any
 
@@ -16,6 +17,8 @@ from pvi.errors import DataError, ModelError
 from pvi.nn import Component
 
 FLOOR = 1e-4  # of scales
+COUNTS = "whole numbers from 0"
+NEAR = 0.03  # a logit of 0: series are as precise
 MOMENTUM = 0.05  # share of a step in a running mean
 
 
@@ -29,6 +32,7 @@ class Likelihood(Component):
     width: int = 1
     watched: bool = False
     values: str  # what the data may be, in words
+    advice: str = "Use another likelihood."  # what to do about others
 
     @abstractmethod
     def elements(self, h: Tensor) -> Any:
@@ -49,20 +53,23 @@ class Likelihood(Component):
         """What the encoder reads in the place of x."""
         return x
 
-    def forward(self, h: Tensor, shape: tuple[int, ...]) -> Any:
+    def forward(
+        self, h: Tensor, shape: tuple[int, ...], batch: tuple[int, ...] | None = None
+    ) -> Any:
         """The distribution of a datum.
 
         Args:
             h: what the decoder gives, `(*batch, *any)` with `width` numbers for each element.
             shape: of a datum.
+            batch: where it is known; else it is told from the other shapes, and with a width of 1
+                there must be no dimension for it.
 
         Returns:
             Batch shape `(*batch)`, event shape `shape`.
         """
-        fn = self.elements(
-            h.reshape(*_batch(h, self.width, shape), self.width, *shape).movedim(-1 - len(shape), 0)
-        )
-        return fn.to_event(len(shape))
+        batch = _batch(h, self.width, shape, batch)
+        h = h.reshape(*batch, self.width, *shape).movedim(-1 - len(shape), 0)
+        return self.elements(h).to_event(len(shape))
 
     def mean(self, fn: Any) -> Tensor:
         """What is shown of a distribution `forward` has made: its mean, `(*batch, *shape)`."""
@@ -75,40 +82,46 @@ class Likelihood(Component):
         """Refuse data that have no density.
 
         Raises:
-            DataError: naming the worst element.
+            DataError: naming the first element, and what to do.
         """
         bad = ~self.supports(x)
         if bad.any():
             place = tuple(bad.nonzero()[0].tolist())
+            value = float(x[place])
+            advice = self.advice if math.isfinite(value) else "Drop or impute what is not finite."
             raise DataError(
-                f"{type(self).__name__} needs {self.values}, but {int(bad.sum()):,} elements of X "
-                f"are not: X{list(place)} is {float(x[place]):.4g}. Scale the data or use another "
-                "likelihood."
+                f"{type(self).__name__} needs {self.values}, but {int(bad.sum()):,} of "
+                f"{bad.numel():,} elements of X are not, first X{list(place)} = {value:.4g}. "
+                f"{advice}"
             )
 
 
-def _batch(h: Tensor, width: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The batch dimensions of what a decoder gives."""
-    if tuple(h.shape[-len(shape) :]) == (width * shape[0], *shape[1:]):  # also with a side of 1
-        return tuple(h.shape[: -len(shape)])
+def _batch(
+    h: Tensor, width: int, shape: tuple[int, ...], batch: tuple[int, ...] | None
+) -> tuple[int, ...]:
+    """The batch dimensions of what a decoder gives, `batch` where they are known."""
     need = width * torch.Size(shape).numel()
-    size = 1
-    for dim in range(h.dim() - 1, -1, -1):
-        size *= h.shape[dim]
-        if size == need:
-            return tuple(h.shape[:dim])
-        if size > need:
-            break
-    raise ModelError(
-        f"the decoder gives a tensor of shape {tuple(h.shape)}; it must end in {need:,} numbers "
-        f"for each datum ({width} for each element of shape {shape})"
-    )
+    if batch is not None:
+        found = len(batch) if tuple(h.shape[: len(batch)]) == tuple(batch) else None
+    elif tuple(h.shape[-len(shape) :]) == (width * shape[0], *shape[1:]):  # with sides of 1 too
+        found = h.dim() - len(shape)
+    else:
+        ends = range(h.dim() - 1, -1, -1)
+        found = next((i for i in ends if h.shape[i:].numel() == need), None)
+    if found is None or h.shape[found:].numel() != need:
+        raise ModelError(
+            f"the decoder gives a tensor of shape {tuple(h.shape)}; it must end in {need:,} "
+            f"numbers for each datum ({width} for each element of shape {shape})"
+            + (f", after the batch dimensions {tuple(batch)} of the latents" if batch else "")
+        )
+    return tuple(h.shape[:found])
 
 
 class Bernoulli(Likelihood):
     """$p(x) = \\sigma(h)^x \\sigma(-h)^{1-x}$ for x of 0 and 1."""
 
     values = "values of 0 or 1"
+    advice = "Make them so (X > 0.5), or use ContinuousBernoulli for values between."
 
     def elements(self, h: Tensor) -> Any:
         return dist.Bernoulli(logits=h[0])
@@ -117,13 +130,47 @@ class Bernoulli(Likelihood):
         return (x == 0) | (x == 1)
 
 
+class ContinuousBernoulliDistribution(dist.ContinuousBernoulli):
+    """torch's, by the logit h, which stays right where $\\sigma(h)$ rounds to 0, 1/2 or 1.
+
+    $$\\log p(x) = x h - \\log(1 + e^h) + \\log\\frac{h}{\\tanh(h / 2)}$$
+    """
+
+    @property
+    def mean(self) -> Tensor:
+        h, safe, small = self._logit()
+        return torch.where(small, 0.5 + h / 12, -1.0 / torch.expm1(-safe) - 1.0 / safe)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        h, safe, small = self._logit()
+        log_norm = torch.where(
+            small, math.log(2.0) + h.square() / 12, (safe / torch.tanh(safe / 2)).log()
+        )
+        return value * h - softplus(h) + log_norm
+
+    def icdf(self, value: Tensor) -> Tensor:
+        h = self.logits
+        a = -h.abs().clamp(min=1e-6)
+        u = torch.where(h > 0, 1.0 - value, value)
+        x = (torch.log1p(u * torch.expm1(a)) / a).clamp(max=1.0)
+        return torch.where(h > 0, 1.0 - x, x)
+
+    def _logit(self) -> tuple[Tensor, Tensor, Tensor]:
+        """h, the same away from 0, and where that differs."""
+        small = self.logits.abs() < NEAR
+        return self.logits, self.logits.masked_fill(small, NEAR), small
+
+
 class ContinuousBernoulli(Likelihood):
     """$p(x) = C(\\lambda) \\lambda^x (1-\\lambda)^{1-x}$ (Loaiza-Ganem and Cunningham 2019)."""
 
     values = "values from 0 to 1"
+    advice = "Scale them to this range (X / 255 for pixels), or use Gaussian."
 
     def elements(self, h: Tensor) -> Any:
-        return dist.ContinuousBernoulli(logits=h[0])
+        return ContinuousBernoulliDistribution(logits=h[0])
 
     def supports(self, x: Tensor) -> Tensor:
         return (x >= 0) & (x <= 1)
@@ -202,6 +249,7 @@ class Categorical(Likelihood):
     """
 
     values = "whole numbers, one for each class from 0"
+    advice = "Number the classes from 0, or give num_classes another value."
 
     def __init__(self, num_classes: int):
         super().__init__()
@@ -225,7 +273,8 @@ class Categorical(Likelihood):
 class Poisson(Likelihood):
     """Counts of rate softplus(h)."""
 
-    values = "whole numbers from 0"
+    values = COUNTS
+    advice = "Use Gaussian for values that are no counts."
 
     def elements(self, h: Tensor) -> Any:
         return dist.Poisson(softplus(h[0]) + FLOOR)

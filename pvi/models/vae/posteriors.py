@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from pvi.guides.normals import CholeskyNormal
 from pvi.nn import Component
 
 FLOOR = 1e-4  # of scales
@@ -71,4 +72,4 @@ class FullCovariance(AmortizedPosterior):
         tril = raw.new_zeros(*raw.shape[:-1], d, d)
         tril[..., rows, columns] = raw
         diagonal = softplus(tril.diagonal(dim1=-2, dim2=-1)) + FLOOR
-        return dist.MultivariateNormal(loc, scale_tril=tril.tril(-1) + diagonal.diag_embed())
+        return CholeskyNormal(loc, tril.tril(-1) + diagonal.diag_embed(), 1, 1)

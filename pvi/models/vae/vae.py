@@ -7,6 +7,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+import pvi
 from pvi.models.vae.base import LatentVariableModel
 from pvi.models.vae.likelihoods import Bernoulli, Likelihood
 from pvi.models.vae.posteriors import AmortizedPosterior, Diagonal
@@ -21,7 +22,7 @@ class VAE(LatentVariableModel):
     $$\\mathcal L(x) = E_{q(z \\mid x)}[\\log p(x \\mid z)] - \\mathrm{KL}(q(z \\mid x) \\| p(z))$$
 
     Other members of the family are other arguments: `likelihood`, `prior`, `posterior`, and the
-    objective of `fit` (`pvi.BetaELBO(4.0)`, `pvi.IWAE(50)`, `weighting=pvi.BetaTC(6.0)`, ...).
+    objective of `fit`: `pvi.IWAE(50)`, `pvi.ELBO(weighting=pvi.BetaTC(6.0))`, ...
 
     Args:
         shape: of a datum, `D` or `(C, H, W)`.
@@ -33,6 +34,7 @@ class VAE(LatentVariableModel):
         likelihood, prior, posterior: parts from `pvi.models.vae`, or others like them; `Bernoulli`,
             `Standard` and `Diagonal` by default.
         hidden: units of the hidden layers of default networks.
+        beta: weight of the KL where `fit` is given no objective (Higgins et al. 2017).
 
     Reference:
         Kingma and Welling (2014), Auto-Encoding Variational Bayes.
@@ -49,16 +51,21 @@ class VAE(LatentVariableModel):
         prior: Prior | None = None,
         posterior: AmortizedPosterior | None = None,
         hidden: Sequence[int] = (256, 256),
+        beta: float = 1.0,
     ):
         super().__init__()
         self.shape, self.latents, self.hidden = as_shape(shape), latents, tuple(hidden)
+        self.beta = beta
         self.likelihood = likelihood or Bernoulli()
         self.prior = prior or Standard(latents)
         self.posterior = posterior or Diagonal(latents)
         seen = tuple(self.likelihood.features(torch.zeros(1, *self.shape)).shape[1:])
         numbers = self.likelihood.width * torch.Size(self.shape).numel()
-        self.encoder = encoder or MLP(seen, self.posterior.width, hidden)
-        self.decoder = decoder or MLP(latents, numbers, hidden)
+        self.encoder = MLP(seen, self.posterior.width, hidden) if encoder is None else encoder
+        self.decoder = MLP(latents, numbers, hidden) if decoder is None else decoder
+
+    def objective(self) -> pvi.Objective:
+        return pvi.BetaELBO(self.beta, kl="exact")
 
     def model(self, x: Tensor) -> None:
         self.registered()
@@ -93,13 +100,13 @@ class VAE(LatentVariableModel):
 
     def decoded(self, z: Tensor) -> Any:
         """$p(x \\mid z)$ as distributions, for z `(*batch, d)`."""
-        return self.likelihood(self.decoder(z), self.shape)
+        return self.likelihood(self.decoder(z), self.shape, z.shape[:-1])
 
     def encode(self, X: Any, y: Any = None) -> Tensor:
         return self.in_batches(lambda x: self.posterior.mean(self.encoded(x)), self.data(X))
 
     def decode(self, z: Any, y: Any = None) -> Tensor:
-        z = torch.as_tensor(z, dtype=torch.get_default_dtype())
+        z = self.numbers(z, "z")
         return self.in_batches(lambda z: self.likelihood.mean(self.decoded(z)), z)
 
     def prior_predictive(self, num_samples: int, *given: Any) -> Any:
