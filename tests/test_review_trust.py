@@ -1,5 +1,8 @@
 """Wrong answers that the checks of a posterior once gave, each as small as it can be."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -7,6 +10,7 @@ import torch
 from torch import Tensor
 
 import pvi
+from pvi import diagnose
 from pvi.errors import ModelError
 
 pytestmark = pytest.mark.usefixtures("isolated")
@@ -39,3 +43,22 @@ def test_sleep_refuses_what_it_cannot_simulate() -> None:
     """Its latents would be no draws given the simulated data."""
     with pytest.raises(ModelError, match="'y' has another density"):
         pvi.ReweightedWakeSleep(4, insomnia=0.5).differentiable_loss(series, encoder_of_series, torch.ones(9))
+
+
+def two_signs(y: Tensor) -> None:
+    z = pyro.sample("z", dist.Normal(0.3, 3.0))
+    pyro.sample("y", dist.Normal(z.abs(), 0.3), obs=y)
+
+
+def test_modes_and_time_outlive_saving(tmp_path: Path) -> None:
+    """A fit that misses a mode was good once it had been saved; fixed draws had no time."""
+    y = torch.tensor(3.0)
+    fit = pvi.fit(two_signs, pvi.guides.MeanField(two_signs, init_scale=0.1), y, restarts=4, seed=0)
+    assert len(fit.modes) == 2 and 0.3 < fit.modes[0].share < 0.7
+    fit.save(tmp_path / "fit")
+    loaded = pvi.load(tmp_path / "fit", two_signs, pvi.guides.MeanField(two_signs), y)
+    for one in (fit, loaded):
+        assert one.diagnose(2000).verdict == "unreliable"
+        assert 0.0 < one.seconds < 60.0
+    assert [vars(m) for m in loaded.modes] == [vars(m) for m in fit.modes]
+    assert diagnose(replace(loaded, modes=()), 2000).verdict == "good"  # by the weights alone
