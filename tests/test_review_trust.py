@@ -31,7 +31,7 @@ def prior_of_series(y: Tensor) -> None:
 def test_sandwich_refuses_what_it_cannot_simulate(method: str) -> None:
     """Its upper bound needs an exact posterior draw, and there was none."""
     with pytest.raises(ModelError, match="'y' has another density"):
-        pvi.sandwich(series, prior_of_series, torch.ones(9), method=method, seed=0)
+        pvi.sandwich(series, prior_of_series, torch.ones(9), method=method, num_steps=20, seed=0)
 
 
 def encoder_of_series(y: Tensor) -> None:
@@ -42,7 +42,9 @@ def encoder_of_series(y: Tensor) -> None:
 def test_sleep_refuses_what_it_cannot_simulate() -> None:
     """Its latents would be no draws given the simulated data."""
     with pytest.raises(ModelError, match="'y' has another density"):
-        pvi.ReweightedWakeSleep(4, insomnia=0.5).differentiable_loss(series, encoder_of_series, torch.ones(9))
+        pvi.ReweightedWakeSleep(4, insomnia=0.5).differentiable_loss(
+            series, encoder_of_series, torch.ones(9)
+        )
 
 
 def two_signs(y: Tensor) -> None:
@@ -62,3 +64,45 @@ def test_modes_and_time_outlive_saving(tmp_path: Path) -> None:
         assert 0.0 < one.seconds < 60.0
     assert [vars(m) for m in loaded.modes] == [vars(m) for m in fit.modes]
     assert diagnose(replace(loaded, modes=()), 2000).verdict == "good"  # by the weights alone
+
+
+def far_from_zero(y: Tensor) -> None:
+    with pyro.plate("rows", len(y)):
+        x = pyro.sample("x", dist.Normal(0.0, 1e7))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+def narrower_than_rounding(y: Tensor) -> None:
+    """3 sds off, and float32 has steps of 0.06 there."""
+    with pyro.plate("rows", len(y)):
+        pyro.sample("x", dist.Normal(torch.full_like(y, 1e6), 1e-3))
+
+
+@pytest.mark.parametrize("rows", [1, 10])
+def test_draws_that_are_all_the_same_are_no_evidence(rows: int) -> None:
+    """Equal weights made this "good", for the joint weights and for those of single rows."""
+    y = torch.full((rows,), 1e6 + 3.0, dtype=torch.float32)
+    found = diagnose(pvi.Posterior(far_from_zero, narrower_than_rounding, y), 2000)
+    assert found.verdict == "not assessed"
+    assert "numbers of 'x' are the same in all draws" in found.reasons[0]
+    exact = pvi.Posterior(far_from_zero, exact_far_from_zero, y)
+    assert diagnose(exact, 2000).verdict == "good"
+
+
+def exact_far_from_zero(y: Tensor) -> None:
+    with pyro.plate("rows", len(y)):
+        pyro.sample("x", dist.Normal(y, 1.0))
+
+
+def simplex_and_factor() -> None:
+    """Numbers of a site that can't move: a triangle of zeros."""
+    pyro.sample("p", dist.Dirichlet(torch.ones(2)))
+    pyro.sample("root", dist.LKJCholesky(2, 1.0))
+
+
+def test_structural_constants_are_no_fault() -> None:
+    def model() -> None:
+        simplex_and_factor()
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
+
+    assert diagnose(pvi.Posterior(model, simplex_and_factor), 500).verdict == "good"
