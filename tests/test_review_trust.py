@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -106,3 +107,17 @@ def test_structural_constants_are_no_fault() -> None:
         pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
 
     assert diagnose(pvi.Posterior(model, simplex_and_factor), 500).verdict == "good"
+
+
+def test_the_fit_says_what_to_do_next() -> None:
+    """`raise steps` was said of fits by fixed draws, which have no steps, and of stopped ones."""
+    posterior = pvi.fit(two_signs, data=torch.tensor(3.0), steps=50, seed=0).posterior
+    for why in ("interrupted", "with 64 fixed draws ...; give steps= to train on fresh draws"):
+        fit = SimpleNamespace(posterior=posterior, converged=False, reason=why)
+        assert diagnose(fit, 500).reasons[0] == f"stopped before converging: {why}"
+
+
+def test_short_fits_say_raise_steps() -> None:
+    short = pvi.fit(two_signs, data=torch.tensor(3.0), steps=50, seed=0)
+    assert "; raise steps" in short.reason
+    assert diagnose(short, 500).reasons[0] == f"stopped before converging: {short.reason}"

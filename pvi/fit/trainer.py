@@ -259,7 +259,7 @@ class Trainer:
         if not leaves:
             return ""
         if way is None:
-            return f"{step} steps are too few to tell whether the bound was level"
+            return f"{step} steps are too few to tell whether the bound was level; raise steps"
 
         def bounds(seed: int) -> Callable[[], float]:
             torch.manual_seed(seed)
