@@ -100,11 +100,11 @@ def to_datatree(
     seed = int(torch.randint(2**31, ())) if seed is None else seed
     places = None if path is None else part_of(path)
     data = posterior.data.kept()
-    psis, chosen = choose(posterior, num_draws, seed) if correct else (None, None)
     with posterior.drawing(seed) as runner:
         namer = Namer(runner, coords or {}, dims or {}, index_origin)
         new, fresh = (None, {}) if predictions is None else posterior.on_new(predictions, runner)
         later = new and _later(namer, new, data.size, pred_coords or {}, pred_dims)
+        psis, chosen = choose(posterior, num_draws, seed, new) if correct else (None, None)
         wanted = Wanted(predictive, log_likelihood, log_prior, prior, new)
         runs = chosen_runs(runner, num_draws, chosen, new)
         parts = (wanted.of(run, keep) for run, keep in runs)

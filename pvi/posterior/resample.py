@@ -23,19 +23,27 @@ def check_correct(correct: str | None) -> None:
         raise DataError(f'correct must be None or "psis", got {correct!r}')
 
 
-def choose(posterior: "Posterior", num_draws: int, seed: int) -> tuple[PSIS, Tensor]:
+def choose(
+    posterior: "Posterior", num_draws: int, seed: int, beside: Runner | None = None
+) -> tuple[PSIS, Tensor]:
     r"""The weights of `10 num_draws` candidates, and which of them are kept, `(num_draws,)`.
 
     Systematic resampling: with :math:`u \sim U(0, 1)`, those at which the running sum of the
     weights passes :math:`(u + i) / N`. Draw s is kept :math:`N w_s` times on average, and at most
     once more or less. Without replacement the heaviest draws would come too seldom.
 
+    Args:
+        beside: as in `Runner.runs` and `chosen_runs`, since it changes what is drawn.
+
     Raises:
         ObjectiveError: the log weights mean nothing here.
         GuideError: khat is above the threshold.
     """
     total = CANDIDATES * whole_number("num_draws", num_draws, error=DataError)
-    found = psis(posterior.log_weights(total, seed=seed).cpu())
+    posterior.check_weights()
+    with posterior.drawing(seed) as runner:
+        parts = [run.draws() for run in runner.runs(total, beside)]
+    found = psis(torch.cat([draws.log_p - draws.log_q for draws in parts]).cpu())
     limit = khat_threshold(total)
     if not found.khat < limit:
         raise GuideError(
