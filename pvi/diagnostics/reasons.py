@@ -88,8 +88,8 @@ def frozen(posterior: Any, seed: int) -> list[str]:
             at = value[0][still][0].item()
             return [
                 f"{count:,} of {still.numel():,} numbers of '{name}' are the same in all draws: "
-                f"the guide's sd there is below the spacing of {value.dtype} numbers near {at:.4g}, "
-                "so the weights tell nothing of it. Centre and scale the data, or use float64"
+                f"the guide's sd is below the spacing of {value.dtype} numbers near {at:.4g}, so "
+                "the weights tell nothing of it. Centre and scale the data, or use float64"
             ]
     return []
 
@@ -131,7 +131,7 @@ def stopped(target: Any, *, harmless: bool = False) -> list[str]:
     """A reason if the fit says that it has not converged."""
     if getattr(target, "converged", None) is not False:
         return []
-    why = getattr(target, "reason", "") or "no reason given"  # with the next step, as the fit knows
+    why = getattr(target, "reason", "") or "no reason given"  # and the next step
     return [f"stopped before converging: {why}{'; the weights see no harm in it' * harmless}"]
 
 

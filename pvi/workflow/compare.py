@@ -206,7 +206,8 @@ def _differences(
                 f"{one.unit}, the other {len(loos[best].pointwise):,} {loos[best].unit}"
             )
             continue
-        gap = one.pointwise - loos[best].pointwise
+        rows = (one.pointwise != 0.0) | (loos[best].pointwise != 0.0)  # the others are masked
+        gap = (one.pointwise - loos[best].pointwise)[rows]
         entry["elpd_diff"] = float(gap.sum())
         entry["diff_se"] = float(gap.std() * math.sqrt(len(gap))) if len(gap) > 1 else math.nan
 
