@@ -187,3 +187,17 @@ def test_draws_that_make_a_datum_impossible() -> None:
     found = pvi.loo(posterior, 1000)
     assert not found.reliable and "give a datum the density 0" in found.reasons[0]
     assert pvi.check_predictive(posterior, num_draws=500)["y"].log_score < 0.0
+
+
+def test_two_draws_make_nothing_good() -> None:
+    """Their log ratios differ by less than 0.1 nats often enough."""
+
+    def model() -> None:
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
+
+    def half_an_sd_off() -> None:
+        pyro.sample("z", dist.Normal(0.5, 1.0))
+
+    posterior = pvi.Posterior(model, half_an_sd_off)
+    assert {diagnose(posterior, 2, seed=seed).verdict for seed in range(12)} == {"unreliable"}

@@ -99,9 +99,9 @@ class Diagnosis:
 def diagnose(target: Any, num_draws: int = ENOUGH, *, seed: int = 0) -> Diagnosis:
     r"""Judge a posterior by the weights :math:`\log p(x, z_s) - \log q(z_s)` of its own draws.
 
-    - good: sd of the log ratios < 0.1; or khat < `khat_threshold(S)`, ESS >= S/10, every
-      :math:`|\text{shift}| < 0.1`, every sd within 10 %, and no pair of scalars correlated under
-      the weights but not in the guide.
+    - good: sd of the log ratios < 0.1 (0.001 if S < 10); or khat < `khat_threshold(S)`, ESS >=
+      S/10, every :math:`|\text{shift}| < 0.1`, every sd within 10 %, and no pair of scalars
+      correlated under the weights but not in the guide.
     - correctable: khat < `khat_threshold(S)`, ESS >= S/10 and ESS >= 400.
     - unreliable: otherwise.
     - not assessed: the posterior has caveats (Delta guide, subsampled plate, tempered, ...), more
