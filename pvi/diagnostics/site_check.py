@@ -149,6 +149,7 @@ def _weights(
         flat = torch.full((num, 1), 1 / num, dtype=torch.float64)
         return flat, math.nan
     ratios = -log_lik if base is None else base[:, None] - log_lik
+    ratios = ratios.masked_fill(log_lik.isneginf(), -math.inf)  # such a draw is no posterior's
     made = [psis(column) for column in progress(list(ratios.T), "leave one out")]
     khats = torch.tensor([each.khat for each in made])
     bad = float(((khats >= khat_threshold(num)) & (ratios.std(0).cpu() >= EVEN)).double().mean())
