@@ -244,7 +244,7 @@ def test_constant_scalars_neither_shift_nor_correlate() -> None:
 
 @pytest.mark.parametrize(
     ("by", "verdict", "place", "step"),
-    [(0.0, "good", -1, "no harm"), (0.7, "correctable", 0, "raise steps")],
+    [(0.0, "good", -1, "no harm"), (0.7, "correctable", 0, "max steps")],
 )
 def test_unconverged_fits_say_so(by: float, verdict: str, place: int, step: str) -> None:
     fit = SimpleNamespace(posterior=FakePosterior(moved(by)), converged=False, reason="max steps")

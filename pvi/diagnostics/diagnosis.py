@@ -12,6 +12,7 @@ from pvi.diagnostics.evidence import MAX_BAD
 from pvi.diagnostics.plates import Element, Elements, elements
 from pvi.diagnostics.reasons import (
     escalation,
+    frozen,
     given_others,
     judge,
     judge_elements,
@@ -98,13 +99,14 @@ class Diagnosis:
 def diagnose(target: Any, num_draws: int = ENOUGH, *, seed: int = 0) -> Diagnosis:
     r"""Judge a posterior by the weights :math:`\log p(x, z_s) - \log q(z_s)` of its own draws.
 
-    - good: sd of the log ratios < 0.1; or khat < `khat_threshold(S)`, ESS >= S/10, every
-      :math:`|\text{shift}| < 0.1`, every sd within 10 %, and no pair of scalars correlated under
-      the weights but not in the guide.
+    - good: sd of the log ratios < 0.1 (0.001 if S < 10); or khat < `khat_threshold(S)`, ESS >=
+      S/10, every :math:`|\text{shift}| < 0.1`, every sd within 10 %, and no pair of scalars
+      correlated under the weights but not in the guide.
     - correctable: khat < `khat_threshold(S)`, ESS >= S/10 and ESS >= 400.
     - unreliable: otherwise.
     - not assessed: the posterior has caveats (Delta guide, subsampled plate, tempered, ...), more
-      than 1,000 latent dimensions, or log ratios that are NaN or `+inf`, or all `-inf`.
+      than 1,000 latent dimensions, a continuous scalar that is the same in all draws, or log ratios
+      that are NaN or `+inf`, or all `-inf`.
 
     Where all latents factorise over plates (a VAE), the same is asked of the weights of every
     element, in any number of dimensions, and the verdict is that of at least 95 % of the elements.
@@ -134,7 +136,7 @@ def diagnose(target: Any, num_draws: int = ENOUGH, *, seed: int = 0) -> Diagnosi
     if num_draws < 2:
         raise DataError(f"diagnose needs num_draws >= 2, got {num_draws}; 20_000 is usual.")
     posterior = getattr(target, "posterior", target)
-    if caveats := posterior.caveats():
+    if caveats := posterior.caveats() or frozen(posterior, seed):
         count = _affordable(1000, _size(posterior.sample(1, seed=seed)))
         rows = make_table(posterior.sample(count, seed=seed))
         return Diagnosis("not assessed", (*stopped(target), *caveats), count, rows)

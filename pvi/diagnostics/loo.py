@@ -185,8 +185,11 @@ def _is_data(term: Term, data: set[str]) -> bool:
 
 
 def _by_datum(terms: Terms, data: set[str], num: int) -> list[Tensor]:
-    """Log likelihoods of all that is observed, `(num, n)` for each site."""
+    """Log likelihoods of all that is observed, `(num, n)` for each site, in the order of names:
+    other models of the same data may observe them in another one.
+    """
     found = [t for t in terms if _is_data(t, data) and t.log_p is not None]
+    found.sort(key=lambda term: term.name)
     return [with_draws(t.log_p, num, batch_shape(t)).reshape(num, -1) for t in found]  # type: ignore
 
 
@@ -242,7 +245,8 @@ def _weighted(log_r: Tensor, log_lik: Tensor, ess: float, inner: int, unit: str)
         gain.append(torch.logsumexp(whole + column, 0) - elpd)
     values, tails = torch.stack(pointwise), torch.tensor(khat, dtype=torch.float64)
     count = int((log_lik != 0).any(0).sum())  # the others are masked
-    reasons = _reasons(tails, khat_threshold(len(log_r)), ess, inner)
+    impossible = int(log_lik.isneginf().any(1).sum())
+    reasons = _reasons(tails, khat_threshold(len(log_r)), ess, inner, impossible)
     kept = values[(log_lik != 0).any(0)]
     return Loo(
         elpd=float(values.sum()),
@@ -257,8 +261,13 @@ def _weighted(log_r: Tensor, log_lik: Tensor, ess: float, inner: int, unit: str)
     )
 
 
-def _reasons(khat: Tensor, limit: float, ess: float, inner: int) -> Iterator[str]:
+def _reasons(khat: Tensor, limit: float, ess: float, inner: int, impossible: int) -> Iterator[str]:
     """What speaks against an estimate, each with the next step."""
+    if impossible:
+        yield (
+            f"{impossible:,} draws give a datum the density 0, and what they weigh without that "
+            "datum is unknown: check on held-out data, or fit again without each"
+        )
     bad = (khat >= limit).nonzero().flatten().tolist()
     if bad:
         named = ", ".join(map(str, bad[:FEW])) + (", ..." if len(bad) > FEW else "")

@@ -4,18 +4,23 @@ import math
 from typing import Any
 
 import torch
+from torch.distributions import constraints
 
 from pvi.diagnostics.plates import Elements
 from pvi.diagnostics.table import MAX_DIM, Row
+from pvi.engine.traces import is_delta
+from pvi.posterior.draws import stack_draws
 from pvi.posterior.psis import PSIS, khat_threshold, num_not_weights
 
+FEW, MEMORY = 20, 10**8  # draws that are never all equal by chance, and numbers held for them
 SMALL = 100  # dimensions that Markov chains explore in minutes
 RICHER = "a richer guide (pvi.guides.FullRank for correlations, Flow for curved shapes)"
 
 
 def judge(smoothed: PSIS, sd_log_ratio: float, rows: tuple[Row, ...]) -> tuple[str, list[str]]:
     """The verdict by the rules of `diagnose`, and what decided it."""
-    if sd_log_ratio < 0.1:
+    enough = len(smoothed.log_weights) >= 10  # fewer differ little by chance
+    if sd_log_ratio < (0.1 if enough else 1e-3):
         return "good", [f"the log ratios have sd {sd_log_ratio:.2g} nats, below 0.1: use the draws"]
     if failures := _failures(smoothed):
         return "unreliable", failures
@@ -65,6 +70,39 @@ def _failures(smoothed: PSIS) -> list[str]:
     return failures
 
 
+def frozen(posterior: Any, seed: int) -> list[str]:
+    """A reason if rounding makes all draws of a scalar the same: such weights are equal, wherever
+    the guide is.
+    """
+    if getattr(posterior, "guide", None) is None:  # draws alone
+        return []
+    with posterior.drawing(seed) as runner:
+        size = sum(runner.nodes[name]["value"].numel() for name in runner.latent)
+        count = max(3, min(FEW, MEMORY // max(size, 1)))
+        draws = stack_draws([run.draws() for run in runner.runs(count)]).values
+    for name, value in draws.items():
+        fn = runner.nodes[name]["fn"] if name in runner.nodes else None
+        if fn is None or is_delta(fn) or not value.is_floating_point() or not _by_itself(fn):
+            continue
+        still = (value == value[:1]).all(0)
+        if count := int(still.sum()):
+            at = value[0][still][0].item()
+            return [
+                f"{count:,} of {still.numel():,} numbers of '{name}' are the same in all draws: "
+                f"the guide's sd is below the spacing of {value.dtype} numbers near {at:.4g}, so "
+                "the weights tell nothing of it. Centre and scale the data, or use float64"
+            ]
+    return []
+
+
+def _by_itself(fn: Any) -> bool:
+    """Whether each number of a draw can move alone: not in simplices and Cholesky factors."""
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support.event_dim == 0 and not support.is_discrete
+
+
 def unweightable(ratios: torch.Tensor, dim: int) -> list[str]:
     """Reasons why these ratios give no weights."""
     reasons = []
@@ -94,9 +132,8 @@ def stopped(target: Any, *, harmless: bool = False) -> list[str]:
     """A reason if the fit says that it has not converged."""
     if getattr(target, "converged", None) is not False:
         return []
-    why = getattr(target, "reason", "") or "no reason given"
-    step = "the weights see no harm in it; raise steps to be sure" if harmless else "raise steps"
-    return [f"stopped before converging: {why}; {step}"]
+    why = getattr(target, "reason", "") or "no reason given"  # and the next step
+    return [f"stopped before converging: {why}{'; the weights see no harm in it' * harmless}"]
 
 
 def judge_elements(found: Elements) -> tuple[str, list[str]]:

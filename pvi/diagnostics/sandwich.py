@@ -17,7 +17,7 @@ from pvi.diagnostics.evidence import (
     prepared_posterior,
 )
 from pvi.diagnostics.weights import Target, guide_weights, make_target, nested_weight
-from pvi.engine.simulate import Simulated, simulate
+from pvi.engine.simulate import Simulated, replayed, simulate
 from pvi.engine.traces import Program, replaced, subset
 from pvi.errors import ObjectiveError
 
@@ -127,6 +127,7 @@ def sandwich(
     Raises:
         ObjectiveError: As `evidence`; also `pyro.factor`, `obs_mask` (no data can be simulated) and
             guides with auxiliary sites (no density at a given z), such as Pyro's autoguides.
+        ModelError: The model reads the observations elsewhere too, so that it can't be simulated.
 
     Reference:
         Grosse, Ghahramani, Adams (2015), Sandwiching the Marginal Likelihood Using Bidirectional
@@ -183,6 +184,7 @@ def _sandwich(
     found = []
     for _ in options.bar("simulate")(range(num_simulations)):
         made = simulate(target.model, target.args, target.kwargs)
+        replayed(made)  # else z* is no draw from p(z | x)
         other = make_target(made.model, guide, made.args, made.kwargs, target.plan)
         found.append((*bounds(other, made, quiet), other.offset))
     lower, upper, offset = map(torch.stack, zip(*found, strict=True))

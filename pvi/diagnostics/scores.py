@@ -112,7 +112,8 @@ class Reliability:
 
     The expected calibration error :math:`\sum_b \frac{n_b}{n} |\bar y_b - \bar p_b|` is above 0
     even for calibrated predictions, for :math:`\bar y_b` is noisy: `ece_calibrated` says by how
-    much.
+    much. Training data are compared with the fitted probabilities: those of leave-one-out are lower
+    for whatever has happened, and where all are alike that looks like a miscalibration.
 
     Attributes:
         confidence: `(bins,)` mean predicted probability of each bin.

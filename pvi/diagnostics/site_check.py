@@ -149,6 +149,7 @@ def _weights(
         flat = torch.full((num, 1), 1 / num, dtype=torch.float64)
         return flat, math.nan
     ratios = -log_lik if base is None else base[:, None] - log_lik
+    ratios = ratios.masked_fill(log_lik.isneginf(), -math.inf)  # such a draw is no posterior's
     made = [psis(column) for column in progress(list(ratios.T), "leave one out")]
     khats = torch.tensor([each.khat for each in made])
     bad = float(((khats >= khat_threshold(num)) & (ratios.std(0).cpu() >= EVEN)).double().mean())
@@ -173,7 +174,7 @@ def _binary(x: Tensor, y: Tensor, weights: Tensor) -> dict[str, Any]:
     return {
         "brier": float(score.mean()),
         "accuracy": float(right.mean()),
-        "reliability": reliability(p, y),
+        "reliability": reliability(x.mean(0), y),  # see `Reliability`
     }
 
 
@@ -184,12 +185,13 @@ def _classes(fn: Any, x: Tensor, y: Tensor, weights: Tensor) -> dict[str, Any]:
     labels = torch.arange(int(max(x.max(), y.max())) + 1, device=y.device)
     p = torch.stack([(weights * (x == label)).sum(0) for label in labels], 1)
     truth = (y[:, None] == labels).double()
-    confidence, top = p.max(1)
-    right = (top == y).double()
+    right = (p.argmax(1) == y).double()
+    fitted = torch.stack([(x == label).double().mean(0) for label in labels], 1)
+    confidence, top = fitted.max(1)
     return {
         "brier": float(brier(p, truth, _squares(weights)).mean()),
         "accuracy": float(right.mean()),
-        "reliability": reliability(confidence, right),
+        "reliability": reliability(confidence, (top == y).double()),
     }
 
 

@@ -8,8 +8,17 @@ import torch
 from pyro.distributions import Unit
 from torch import Tensor
 
-from pvi.engine.traces import Program, conditioned, free, run, run_hidden, sample_nodes
-from pvi.errors import ObjectiveError
+from pvi.engine.traces import (
+    Program,
+    conditioned,
+    density,
+    free,
+    run,
+    run_hidden,
+    sample_nodes,
+    subset,
+)
+from pvi.errors import ModelError, ObjectiveError
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,30 @@ def simulate(model: Program, args: tuple, kwargs: Mapping[str, Any]) -> Simulate
     hidden = tuple(name for name in old if name not in found)
     model = conditioned(model, {name: new[name] for name in hidden})
     return Simulated(trace, new_args, new_kwargs, model, hidden)
+
+
+def replayed(made: Simulated) -> Any:
+    """The model's trace on its own draws, now that the arguments hold the simulated observations.
+
+    Raises:
+        ModelError: a site has another density there, so the draws are not from the joint one.
+    """
+    drawn = sample_nodes(made.trace)
+    latents = [n for n, node in drawn.items() if not node["infer"].get("was_observed")]
+    trace = run(made.model, made.args, made.kwargs, subset(made.trace, latents))
+    again = sample_nodes(trace)
+    for name, node in drawn.items():
+        before, after = (density(n).log_prob().sum() for n in (node, again[name]))
+        if not torch.isclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise ModelError(
+                f"site '{name}' has another density once the arguments hold the simulated "
+                f"observations ({float(before):.6g} nats before, {float(after):.6g} after): the "
+                "model reads them elsewhere too (earlier values of a series, a mean of y), so its "
+                "draws are not from its joint distribution. Draw the observations from one "
+                "another: in pvi.sbc by simulator=, a program with the same sites; pvi.sandwich "
+                "needs that in the model."
+            )
+    return trace
 
 
 def _check_sampled(observed: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pvi.engine.bounds import raised
 from pvi.engine.custom import WeightedDraws
-from pvi.engine.simulate import Simulated, simulate
+from pvi.engine.simulate import Simulated, replayed, simulate
 from pvi.engine.traces import density, is_delta, run, sample_nodes, total_log_prob
 from pvi.errors import ObjectiveError
 
@@ -55,6 +55,8 @@ class Wake:
         nodes = sample_nodes(run(draws.guide, simulated.args, simulated.kwargs, simulated.trace))
         if (draws.model, draws.guide) not in self._checked:
             _check_encoder(draws, simulated.trace, nodes)
+            with torch.no_grad():
+                replayed(simulated)  # else the latents are no draws given the data
             self._checked[:] = [(draws.model, draws.guide)]
         return -total_log_prob(nodes)
 

@@ -61,8 +61,8 @@ def numbers(m: "Material") -> Section:
         rows.append(("sd of log weights", f"{d.sd_log_ratio:.2g}", "nats"))
     rows.append(("Converged", "yes" if m.fit.converged else "no", m.fit.reason))
     rows.append(("Steps", f"{len(history):,}", ""))
-    if "seconds" in history:
-        rows.append(("Time of the steps", f"{history['seconds'].sum():,.1f} s", ""))
+    if not math.isnan(m.fit.seconds):
+        rows.append(("Time of the fit", f"{m.fit.seconds:,.1f} s", ""))
     count = sum(sizes(m).values())
     rows.append(("Latent numbers", f"{count:,}", f"in {len(sizes(m)):,} sites"))
     return Section("Key numbers", [Numbers(rows)])

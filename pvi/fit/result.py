@@ -45,6 +45,7 @@ class Fit:
         notes: what was done to the fit on its way: steps that were left out because they were not
             finite and where that began, learning rates that were lowered, parameters of an earlier
             step that were restored.
+        seconds: that the fit took, with checks, callbacks and validation; NaN if unknown.
         arguments: of `pvi.fit`, as far as they are plain data and not the default.
     """
 
@@ -58,6 +59,7 @@ class Fit:
     seed: int | None = None
     notes: tuple[str, ...] = ()
     modes: tuple[Mode, ...] = ()
+    seconds: float = math.nan
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def diagnose(self, num_draws: int = 20_000, **options: Any) -> Diagnosis:

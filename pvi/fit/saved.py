@@ -1,5 +1,6 @@
 """`Fit.save` and `pvi.load`: a fit in a folder, and back."""
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import fields
@@ -17,6 +18,7 @@ from pvi.engine.traces import Program, preserved_rng
 from pvi.errors import CheckpointError, GuideError
 from pvi.fit.history import History
 from pvi.fit.programs import prepare
+from pvi.fit.restarts import Mode
 from pvi.fit.result import Fit
 from pvi.fit.storage import STATE, Tree, read, write
 from pvi.fit.values import create_missing, put_values, values_of
@@ -48,6 +50,8 @@ def save(fit: Fit, folder: Any) -> None:
         "reason": fit.reason,
         "notes": list(fit.notes),
         "seed": fit.seed,
+        "seconds": fit.seconds,
+        "modes": [vars(mode) for mode in fit.modes],
         "arguments": dict(fit.arguments),
         "caveats": list(posterior.reservations),
     }
@@ -101,6 +105,8 @@ def load(
     posterior = Posterior(model, guide, rows, caveats=tuple(saved["caveats"]), **shared)
     known = {key: saved[key] for key in ("converged", "reason", "seed")}
     known["notes"] = tuple(saved.get("notes", ()))
+    known["modes"] = tuple(Mode(**mode) for mode in saved.get("modes", ()))
+    known["seconds"] = saved.get("seconds", math.nan)
     known["arguments"] = saved.get("arguments", {})
     objective = objective or _objective(saved["objective"], path)
     return Fit(model, guide, objective, posterior, History.of(saved["history"]), **known)

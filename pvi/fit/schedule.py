@@ -235,16 +235,22 @@ class Schedule:
         """Why a finished fit has not converged, from the loss at each step; empty if it has."""
         steps = len(losses)
         if steps < self.anneal:
-            return f"the KL schedule ends at step {self.anneal}, after the {steps} of this fit"
+            return (
+                f"the KL schedule ends at step {self.anneal}, after the {steps} of this fit; raise "
+                "steps, or shorten the schedule"
+            )
         if self.anneal and steps - self.anneal < LATE * steps:
-            return f"only {steps - self.anneal} of {steps} steps came after the KL schedule's end"
+            return (
+                f"only {steps - self.anneal} of {steps} steps came after the KL schedule's end; "
+                "raise steps, or shorten the schedule"
+            )
         if self.stages is not None:
             if self.stages.converged:
                 return ""
             if abs(self.stages.gain) <= self.stages.tolerance:
                 return (
                     f"after {steps} steps the averages of two stages agree, but no step was left "
-                    "to confirm it"
+                    "to confirm it; raise steps"
                 )
             return (
                 f"after {steps} steps the averages of two stages still differ by "
@@ -253,7 +259,7 @@ class Schedule:
             )
         if self.plateau is not None:
             level = self.plateau.converged
-            return "" if level else f"the bound was not level yet after {steps} steps"
+            return "" if level else f"the bound was not level yet after {steps} steps; raise steps"
         return still_rising([-loss for loss in losses if math.isfinite(loss)])
 
 

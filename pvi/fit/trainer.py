@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -71,6 +72,7 @@ class Trainer:
         restarts: int = 0,
         team: Team = ALONE,
     ):
+        self._begun = time.perf_counter()
         self.seed, self.restarts, self.started, self._sites = seed, restarts, False, ()
         self.modes: tuple[Mode, ...] = ()
         self.options, self.team = options or Options(), team
@@ -263,7 +265,7 @@ class Trainer:
         if not leaves:
             return ""
         if way is None:
-            return f"{step} steps are too few to tell whether the bound was level"
+            return f"{step} steps are too few to tell whether the bound was level; raise steps"
 
         def bounds(seed: int) -> Callable[[], float]:
             torch.manual_seed(seed)
@@ -329,6 +331,11 @@ class Trainer:
             options |= self.validation.described()
         return {"rows": self.data.size, **data, **programs, **options}
 
+    def _seconds(self) -> float:
+        """Since the fit began; with the steps before a checkpoint, as far as they are recorded."""
+        steps = math.fsum(self.history["seconds"]) if "seconds" in self.history else 0.0
+        return max(time.perf_counter() - self._begun, steps)
+
     def _result(self, reason: str, device: Any, schedule: Schedule) -> Fit:
         plain = self.now(max(len(self.history) - 1, 0)).is_plain
         given = {"steps": schedule.steps, "batch_size": self.batch_size}
@@ -354,6 +361,7 @@ class Trainer:
             seed=self.seed,
             notes=tuple(self.notes),
             modes=self.modes,
+            seconds=self._seconds(),
             arguments={k: v for k, v in given.items() if v is not None and v != "auto"},
         )
 

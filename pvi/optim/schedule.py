@@ -23,17 +23,17 @@ def still_rising(bounds: Sequence[float]) -> str:
     """Whether the last tenth of the steps is above the tenth before by three standard errors.
 
     Returns:
-        A sentence with the difference in nats, or "" if the bound was level.
+        What to read, with the difference in nats and the next step, or "" if the bound was level.
     """
     tenth = len(bounds) // 10
     if tenth < 5:
-        return f"{len(bounds)} steps are too few to tell whether the bound was level"
+        return f"{len(bounds)} steps are too few to tell whether the bound was level; raise steps"
     last, last_square = _center(bounds[-tenth:])
     before, before_square = _center(bounds[-2 * tenth : -tenth])
     rise = last - before
     if rise <= 3.0 * math.sqrt(last_square + before_square):
         return ""
-    return f"the bound still rose by {rise:.2g} nats over the last {tenth} steps"
+    return f"the bound still rose by {rise:.2g} nats over the last {tenth} steps; raise steps"
 
 
 def _center(values: Sequence[float]) -> tuple[float, float]:

@@ -113,11 +113,14 @@ class Posterior:
         Raises:
             ObjectiveError: they mean nothing here (a point estimate, subsampled plates).
         """
-        caveats = self.caveats()
-        if caveats:
-            raise ObjectiveError(f"log weights are not available: {'; '.join(caveats)}")
+        self.check_weights()
         draws = self.draws(num_draws, seed=seed)
         return draws.log_p - draws.log_q
+
+    def check_weights(self) -> None:
+        """Raise `ObjectiveError` if the log weights mean nothing here."""
+        if caveats := self.caveats():
+            raise ObjectiveError(f"log weights are not available: {'; '.join(caveats)}")
 
     def log_likelihood(
         self, num_draws: int = 1000, *, seed: int | None = None

@@ -23,7 +23,7 @@ class Entry:
     """One fit; what is not available is NaN. All in nats but `khat`, `parameters` and `seconds`.
 
     `elpd_diff` is to the best fit, and `diff_se` its standard error over data, from the paired
-    differences datum by datum. `seconds` are those of the steps that the fit has recorded.
+    differences datum by datum. `seconds` are those of the fit.
     """
 
     name: str
@@ -174,8 +174,6 @@ def _entry(
     if diagnosis.verdict != "good":
         reasons += [f"{name}: {diagnosis.verdict}: {reason}" for reason in diagnosis.reasons]
     evidence = _tried(name, "evidence", reasons, lambda: posterior_evidence(posterior, seed=seed))
-    history = getattr(fit, "history", {})
-    seconds = float(history["seconds"].sum()) if "seconds" in history else math.nan
     trained = [x for x in posterior.params.tensors().values() if x.requires_grad]
     empty = dict.fromkeys(COLUMNS, math.nan)
     return empty | {
@@ -187,7 +185,7 @@ def _entry(
         "evidence": math.nan if evidence is None else evidence.total,
         "evidence_se": math.nan if evidence is None else evidence.total_se,
         "parameters": sum(x.numel() for x in trained),
-        "seconds": seconds,
+        "seconds": getattr(fit, "seconds", math.nan),
     }
 
 
@@ -208,7 +206,8 @@ def _differences(
                 f"{one.unit}, the other {len(loos[best].pointwise):,} {loos[best].unit}"
             )
             continue
-        gap = one.pointwise - loos[best].pointwise
+        rows = (one.pointwise != 0.0) | (loos[best].pointwise != 0.0)  # the others are masked
+        gap = (one.pointwise - loos[best].pointwise)[rows]
         entry["elpd_diff"] = float(gap.sum())
         entry["diff_se"] = float(gap.std() * math.sqrt(len(gap))) if len(gap) > 1 else math.nan
 
