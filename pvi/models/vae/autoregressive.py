@@ -12,7 +12,7 @@ from torch.types import _size
 
 from pvi.errors import ModelError
 from pvi.models.vae.exact import ExactModel
-from pvi.models.vae.likelihoods import Bernoulli, Likelihood
+from pvi.models.vae.likelihoods import Bernoulli, Likelihood, batch_of
 from pvi.nn import MADE, PixelCNN
 from pvi.nn.mlp import Shape, as_shape
 
@@ -120,15 +120,10 @@ class AutoregressiveLikelihood(Likelihood):
     def elements(self, h: Tensor) -> Any:
         raise ModelError("the elements of an AutoregressiveLikelihood are not independent")
 
-    def forward(self, h: Tensor, shape: tuple[int, ...]) -> Any:
-        n, batch = self.context * math.prod(shape), h.shape
-        while math.prod(h.shape[len(batch) :]) < n:
-            batch = batch[:-1]
-        if math.prod(h.shape[len(batch) :]) != n or tuple(shape) != self.shape:
-            raise ModelError(
-                f"the decoder gives a tensor of shape {tuple(h.shape)}; it must end in {n:,} "
-                f"numbers for each datum ({self.context} for each element of shape {self.shape})"
-            )
+    def forward(
+        self, h: Tensor, shape: tuple[int, ...], batch: tuple[int, ...] | None = None
+    ) -> Any:
+        batch = batch_of(h, self.context, shape, batch)
         h = h.reshape(*batch, self.context, *shape)
         return AutoregressiveDistribution(self.network, self.part, self.shape, batch, h)
 

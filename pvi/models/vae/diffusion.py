@@ -236,7 +236,7 @@ class DiffusionVAE(LatentVariableModel):
         if self.autoencoder is not None:
             return self.autoencoder.decoded(z)
         if self.decoder is not None:
-            return self.likelihood(self.decoder(z), self.shape)
+            return self.likelihood(self.decoder(z), self.shape, z.shape[: -len(self.diffused)])
         gamma = self.schedule(z.new_zeros(()))
         if isinstance(self.likelihood, Bernoulli):
             return self.likelihood(2 * _alpha(gamma) / _sigma(gamma) ** 2 * z, self.shape)

@@ -105,7 +105,7 @@ class Hierarchy(LatentVariableModel):
 
     def decoded(self, z: Any) -> Any:
         """$p(x \\mid z_1)$ as distributions, for z_1 `(*batch, d)`."""
-        return self.likelihood(self.decoder(z), self.shape)
+        return self.likelihood(self.decoder(z), self.shape, z.shape[:-1])
 
     def encode(self, X: Any, y: Any = None, *, level: int = 1) -> Tensor:
         """Means of one layer's latents, given the means of the layers that its guide reads.

@@ -67,7 +67,7 @@ class Likelihood(Component):
         Returns:
             Batch shape `(*batch)`, event shape `shape`.
         """
-        batch = _batch(h, self.width, shape, batch)
+        batch = batch_of(h, self.width, shape, batch)
         h = h.reshape(*batch, self.width, *shape).movedim(-1 - len(shape), 0)
         return self.elements(h).to_event(len(shape))
 
@@ -96,7 +96,7 @@ class Likelihood(Component):
             )
 
 
-def _batch(
+def batch_of(
     h: Tensor, width: int, shape: tuple[int, ...], batch: tuple[int, ...] | None
 ) -> tuple[int, ...]:
     """The batch dimensions of what a decoder gives, `batch` where they are known."""

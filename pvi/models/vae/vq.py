@@ -136,7 +136,7 @@ class VQVAE(LatentVariableModel):
 
     def decoded(self, z: Tensor) -> Any:
         """$p(x \\mid z)$ for vectors `(*batch, P, D)`."""
-        return self.likelihood(self.decoder(z.mT.flatten(-2)), self.shape)
+        return self.likelihood(self.decoder(z.mT.flatten(-2)), self.shape, z.shape[:-2])
 
     @torch.no_grad()
     def learn(self, z: Tensor) -> None:
