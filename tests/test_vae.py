@@ -126,7 +126,7 @@ def test_minibatches_add_up() -> None:
 @pytest.mark.parametrize(
     ("options", "objective"),
     [
-        ({"beta": 4.0}, None),
+        ({"beta": 4.0, "likelihood": Gaussian("optimal")}, None),
         ({}, pvi.IWAE(3)),
         ({}, pvi.IWAE(3, gradient="path")),
         ({}, pvi.ELBO(weighting=pvi.Capacity(1.0, 5.0))),
@@ -135,7 +135,7 @@ def test_minibatches_add_up() -> None:
     ],
 )
 def test_objectives(options: dict, objective: pvi.Objective | None) -> None:
-    model = VAE(DIM, 2, likelihood=Gaussian("optimal"), hidden=(4,), **options)
+    model = VAE(DIM, 2, **{"likelihood": Gaussian()} | options, hidden=(4,))
     chosen = {} if objective is None else {"objective": objective}
     before = model.encode(randn(3, DIM))
     model.fit(

@@ -46,7 +46,7 @@ def made(name: str, latents: int = 2, **options: Any) -> VAE:
 
 def grid(latents: int) -> tuple[Tensor, float]:
     """Centres of the cells of a square, and the size of a cell."""
-    axis = torch.linspace(-HALF, HALF, CELLS)
+    axis = torch.linspace(-HALF, HALF, CELLS if latents > 1 else 100 * CELLS)  # splines have kinks
     z = torch.cartesian_prod(*[axis] * latents).reshape(-1, latents)
     return z, float(axis[1] - axis[0]) ** latents
 
