@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ def machine() -> dict[str, Any]:
         "pyro": pyro.__version__,
         "pvi": pvi.__version__,
         "date": datetime.now(UTC).date().isoformat(),
+        **({"allocator": Path(preloaded).name} if (preloaded := os.getenv("LD_PRELOAD")) else {}),
     }
 
 
