@@ -1,6 +1,7 @@
 """State that a captured step would not see change: a fit is the programs' fit all the same."""
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -167,3 +168,23 @@ def test_a_copy_has_parameters_of_its_own() -> None:
         ours = other()
     torch.manual_seed(4)
     torch.testing.assert_close(ours, pvi.ELBO()(other.model, other.guide)())
+
+
+def test_iterators_move_unseen() -> None:
+    """The model counts its calls, which a captured step does not make."""
+
+    def fitted(way: Any) -> pvi.Fit:
+        calls = itertools.count()
+
+        def model() -> None:
+            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+            scale = 1.0 if next(calls) < 20 else 3.0
+            pyro.sample("y", dist.Normal(mu, scale).expand([10]).to_event(1), obs=Y)
+
+        guide, elbo = pvi.guides.MeanField, pvi.ELBO()
+        options: dict[str, Any] = {"objective": elbo, "optimizer": "adam", "steps": 40, "seed": 0}
+        return pvi.fit(model, guide, progress=False, compile=way, **options)
+
+    plain, graph = fitted(False), fitted("graph")
+    assert graph.notes == ("not compiled: 'calls' in the programs changes from step to step",)
+    np.testing.assert_allclose(graph.history["loss"], plain.history["loss"], rtol=1e-6)

@@ -34,6 +34,8 @@ def numbers(*programs: Any) -> dict[str, Any]:
             found[name] = (id(item), item._version)  # another one, or written to
         elif isinstance(item, np.ndarray) and item.dtype != object:
             found[name] = hash(item.tobytes()) if item.size <= SMALL else id(item)
+        elif isinstance(item, Iterator):
+            found[name] = object()  # whose place can't be seen: never equal
         elif depth <= DEPTH and id(item) not in seen:
             seen.add(id(item))
             for key, value in _parts(item):

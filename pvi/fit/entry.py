@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from threading import RLock
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from pvi.fit.result import Fit
 from pvi.fit.schedule import Schedule
 from pvi.fit.trainer import Trainer
 from pvi.fit.validation import read_held
+
+ONE = RLock()  # fits in threads take turns: Pyro's handlers and torch's random numbers are global
 
 
 @known_arguments
@@ -160,6 +163,7 @@ def fit(
     more = (compile, tuple(adversaries))
     options = Options(accumulate, clip_norm, precision, validate_every, patience, *more)
     with ExitStack() as stack:
+        stack.enter_context(ONE)
         if seed is not None:
             stack.enter_context(preserved_rng())
             torch.manual_seed(seed)
