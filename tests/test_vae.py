@@ -78,7 +78,7 @@ def maximum(x: Tensor, latents: int) -> float:
     return float(-0.5 * (DIM * math.log(2 * math.pi) + log_det + DIM))
 
 
-def pca_data(n: int = 400) -> Tensor:
+def pca_data(n: int = 300) -> Tensor:
     w = randn(2, DIM, seed=1).double()
     return 1.0 + randn(n, 2, seed=2).double() @ w + 0.5 * randn(n, DIM, seed=3).double()
 
@@ -96,21 +96,33 @@ def test_at_the_posterior_all_bounds_are_the_evidence() -> None:
     assert model.score(x, num_samples=10) == pytest.approx(float(truth.mean()))
 
 
+def bound_and_error(objective: pvi.Objective, model: VAE, x: Tensor) -> tuple[float, float]:
+    """Mean and standard error of ten calls, nats a datum."""
+    found = torch.tensor([objective.bound(model.model, model.guide, x) for _ in range(10)]) / len(x)
+    return float(found.mean()), float(found.std()) / math.sqrt(10)
+
+
 def test_probabilistic_pca() -> None:
-    """Bound = evidence of its parameters to 0.01 nats a datum = the maximum to 0.02."""
+    """Trained from random networks: bound = evidence of its parameters = the highest there is.
+
+    The gap of the first is KL(q || p(z | x)), and what `ELBO` draws is all but constant where
+    that is small, so its error is far below the 0.01 nats a datum that are allowed. The ELBO with
+    exact KL has the noise of log p(x | z) too. 1e-3 is 30 times what 600 steps leave.
+    """
     torch.manual_seed(0)
     model, x = linear(), pca_data()
-    model.fit(x, batch_size=400, steps=600, lr=0.03, seed=0, progress=False, compile=False)
+    model.fit(x, batch_size=len(x), steps=600, lr=0.03, seed=0, progress=False, compile=False)
     with torch.no_grad():
-        truth = exact(model, x)
-        bounds = [pvi.TraceMeanFieldELBO(50).bound(model.model, model.guide, x) for _ in range(10)]
-    bound = float(np.mean([float(b) for b in bounds])) / len(x)
-    se = float(np.std([float(b) for b in bounds])) / len(x) / math.sqrt(9)
-    best = maximum(x, 2)
-    assert abs(bound - float(truth.mean())) < 0.01 + 3 * se
-    assert best - 0.02 < float(truth.mean()) <= best + 1e-9
+        each = exact(model, x)
+        truth, best = float(each.mean()), maximum(x, 2)
+        bound, se = bound_and_error(pvi.ELBO(20), model, x)
+        mean_field, wide = bound_and_error(pvi.TraceMeanFieldELBO(20), model, x)
+    assert se < 1e-3
+    assert truth - 0.01 < bound < truth + 4.5 * se
+    assert abs(mean_field - bound) < 4.5 * math.hypot(se, wide)
+    assert best - 1e-3 < truth <= best + 1e-9
     found = model.score_samples(x[:50], num_samples=500, seed=1)
-    assert ((found.log_evidence - truth[:50]).abs() < 4.5 * found.se + 1e-6).all()
+    assert ((found.log_evidence - each[:50]).abs() < 4.5 * found.se + 1e-6).all()
 
 
 @torch.no_grad()
@@ -144,6 +156,16 @@ def test_objectives(options: dict, objective: pvi.Objective | None) -> None:
     history = model.result().history
     assert np.isfinite(np.asarray(history["bound"])).all()
     assert not torch.equal(model.encode(randn(3, DIM)), before)
+
+
+@torch.no_grad()
+def test_looks_leave_the_optimal_scale_alone() -> None:
+    """Else a model would differ from run to run, and IWAE could not tell the data apart."""
+    likelihood = Gaussian("optimal")
+    model, x = VAE(DIM, 2, likelihood=likelihood, hidden=(4,)), 9.0 * randn(6, DIM).double()
+    before = likelihood.running.clone()
+    assert math.isfinite(pvi.IWAE(3).bound(model.model, model.guide, x))
+    assert torch.equal(likelihood.running, before)
 
 
 @torch.no_grad()

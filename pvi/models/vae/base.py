@@ -177,11 +177,10 @@ class LatentVariableModel(Saved):
             DataError: they are no numbers.
         """
         like = next(self.parameters(), torch.empty(()))
-        values = values if isinstance(values, Tensor) else np.asarray(values)
+        if not isinstance(values, Tensor):
+            values = np.require(values, requirements="W")  # torch warns of what is read-only
         if isinstance(values, np.ndarray) and values.dtype.kind not in "biuf":
             raise DataError(f"{name} must hold numbers, got an array of {values.dtype}")
-        if isinstance(values, np.ndarray) and not values.flags.writeable:
-            values = values.copy()  # torch warns of the others
         return torch.as_tensor(values).to(like)
 
     def check(self, x: Tensor) -> None:

@@ -76,7 +76,10 @@ class Likelihood(Component):
         return fn.mean
 
     def learn(self, fn: Any, x: Tensor) -> None:
-        """Take note of data and their distribution in a step of a fit, outside of the gradient."""
+        """Take note of data and their distribution in a step of a fit, outside of the gradient.
+
+        Runs without gradients are no steps: looks at the model, which must find it unchanged.
+        """
 
     def check(self, x: Tensor) -> None:
         """Refuse data that have no density.
@@ -214,7 +217,7 @@ class Gaussian(Likelihood):
         return h.new_tensor(self.scale).expand(h[0].shape)
 
     def learn(self, fn: Any, x: Tensor) -> None:
-        if self.scale == "optimal" and self.training:
+        if self.scale == "optimal" and self.training and torch.is_grad_enabled():
             now = self._deviation(x - fn.mean.detach())
             self.running.lerp_(now.to(self.running).clamp(min=FLOOR), MOMENTUM)
 
