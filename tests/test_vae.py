@@ -139,7 +139,7 @@ def test_minibatches_add_up() -> None:
     ("options", "objective"),
     [
         ({"beta": 4.0, "likelihood": Gaussian("optimal")}, None),
-        ({}, pvi.IWAE(3)),
+        ({"likelihood": Gaussian("optimal")}, pvi.IWAE(3)),
         ({}, pvi.IWAE(3, gradient="path")),
         ({}, pvi.ELBO(weighting=pvi.Capacity(1.0, 5.0))),
         ({}, pvi.ELBO(weighting=pvi.BetaTC(3.0))),
