@@ -2,6 +2,8 @@
 
 import inspect
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -21,9 +23,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--compile") is not None:
+        without = [item for item in items if not _fits(item.path)]  # the same in `make test`
+        config.hook.pytest_deselected(items=without)
+        items[:] = [item for item in items if _fits(item.path)]
         for item in items:
             if "programs" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="is about runs of the programs"))
+
+
+@cache
+def _fits(file: Path) -> bool:
+    """Whether there is a fit in a file of tests."""
+    return "fit(" in file.read_text()
 
 
 @pytest.fixture
