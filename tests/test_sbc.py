@@ -141,7 +141,8 @@ class TestRanks:
         for truth in (-1.0, 3.5, 9.0):
             found = summary("z", draws, torch.tensor(truth), torch.ones(9).double(), ties)
             assert math.floor(10 * found["pit"]) == sum(draws < truth)
-        assert found["mean"] == 4.0 and found["sd"] == pytest.approx(np.arange(9).std())
+        assert found["mean"] == pytest.approx(4.0)
+        assert found["sd"] == pytest.approx(np.arange(9).std())
 
     def test_weighted(self) -> None:
         """Draws from a normal of sd 1.5, with the weights that make it 1."""
