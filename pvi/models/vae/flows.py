@@ -51,8 +51,10 @@ class FlowDensity(TorchDistribution):
         return self.transform.inv(torch.randn_like(self.zero.expand(shape)))
 
     def log_prob(self, value: Tensor) -> Tensor:
+        value = value.to(self.zero)  # looks at a model start sites in the default precision
         noise, log_det = self.transform.call_and_ladj(value)
-        return -0.5 * (noise.square() + math.log(2.0 * math.pi)).sum(-1) + log_det
+        found = -0.5 * (noise.square() + math.log(2.0 * math.pi)).sum(-1) + log_det
+        return found.expand(torch.broadcast_shapes(found.shape, self.batch_shape))
 
 
 class FlowPrior(Prior):

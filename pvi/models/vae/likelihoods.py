@@ -266,7 +266,7 @@ class Categorical(Likelihood):
 
     def features(self, x: Tensor) -> Tensor:
         """One-hot, in the last dimension."""
-        return nn.functional.one_hot(x.long(), self.num_classes).to(torch.get_default_dtype())
+        return nn.functional.one_hot(x.long(), self.num_classes).to(x)
 
     def mean(self, fn: Any) -> Tensor:
         """The most probable class."""

@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 from pvi.nn import Component
 from pvi.nn.mlp import Shape, as_shape
 
+FLOOR = 1e-4  # of scales
 Encode = Callable[[Tensor], Any]
 
 
@@ -63,7 +64,8 @@ class Mixture(Prior):
         self.raw_scale = nn.Parameter(torch.full((components, latents), math.log(math.e - 1)))
 
     def forward(self, encode: Encode) -> Any:
-        parts = dist.Normal(self.loc, softplus(self.raw_scale), validate_args=False).to_event(1)
+        scale = softplus(self.raw_scale) + FLOOR
+        parts = dist.Normal(self.loc, scale, validate_args=False).to_event(1)
         weights = dist.Categorical(logits=self.logits, validate_args=False)
         return dist.MixtureSameFamily(weights, parts, validate_args=False)
 

@@ -90,13 +90,14 @@ class VQVAE(LatentVariableModel):
             self.code_shape = sizes(image_shape(self.shape), len(self.channels))[-1]
             maps, options = (code_dim, *self.code_shape), {"channels": channels, "blocks": blocks}
             out = (width * self.shape[0], *self.shape[1:])
-            self.encoder = encoder or ConvEncoder(seen, maps, **options)
-            self.decoder = decoder or ConvDecoder(maps, out, **options)
+            default = ConvEncoder(seen, maps, **options), ConvDecoder(maps, out, **options)
         else:
             self.code_shape = as_shape(grid)
             numbers = code_dim * math.prod(self.code_shape)
-            self.encoder = encoder or MLP(seen, numbers, hidden)
-            self.decoder = decoder or MLP(numbers, width * math.prod(self.shape), hidden)
+            wide = width * math.prod(self.shape)
+            default = MLP(seen, numbers, hidden), MLP(numbers, wide, hidden)
+        self.encoder = default[0] if encoder is None else encoder
+        self.decoder = default[1] if decoder is None else decoder
         self.prior = prior
         self.register_buffer("codebook", torch.randn(num_codes, code_dim))
         self.register_buffer("counts", torch.zeros(num_codes))
