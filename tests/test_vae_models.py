@@ -32,10 +32,12 @@ from pvi.models.vae import (
     KLAutoencoder,
     LadderVAE,
     Laplace,
+    NoiseSchedule,
     Poisson,
     SemiSupervisedVAE,
     ZeroInflatedNegativeBinomial,
 )
+from pvi.models.vae.counts import DiscretizedLogisticDistribution
 from pvi.nn import MLP, ConvDecoder, ConvEncoder, DenoisingMLP, PixelCNN
 from tests.scenarios import EXACT, isolated, randn
 
@@ -152,13 +154,13 @@ def test_one_row(name: str) -> None:
         assert all(len(x) == 1 and x.isfinite().all() for x in answers(model, one))
 
 
-def sites(trace: poutine.Trace) -> dict[str, dict]:
+def sites(trace: poutine.Trace) -> dict[str, Any]:
     """The sample sites of a run, but for those that tell of subsampling."""
     nodes = {k: v for k, v in trace.nodes.items() if v["type"] == "sample"}
     return {k: v for k, v in nodes.items() if type(v["fn"]).__name__ != "_Subsample"}
 
 
-def run(program: Callable, rows: tuple[Tensor, ...], values: dict[str, Tensor]) -> dict[str, dict]:
+def run(program: Callable, rows: tuple[Tensor, ...], values: dict[str, Tensor]) -> dict[str, Any]:
     """The sites of a run where latents have these values, or the program's own."""
     held = poutine.condition(program, data=values) if values else program
     found = sites(poutine.trace(held).get_trace(*rows))
@@ -213,7 +215,7 @@ def test_particles_are_batched_and_apart(name: str) -> None:
 
 def test_a_latent_diffusion_of_ones_own_networks_is_saved(tmp_path: Path) -> None:
     """Its autoencoder's likelihood and decoder are no arguments of its own."""
-    own = {"encoder": nn.Linear(DIM, 4), "decoder": nn.Linear(2, DIM)}
+    own: Any = {"encoder": nn.Linear(DIM, 4), "decoder": nn.Linear(2, DIM)}
     vae = VAE(DIM, 2, likelihood=Gaussian(), **own)
     model = DiffusionVAE(DIM, 3, network=DenoisingMLP(2, 8, 1), autoencoder=vae)
     model.save(tmp_path / "model")
@@ -233,7 +235,7 @@ def test_a_frozen_autoencoder_stays_in_evaluation_mode() -> None:
     model = DiffusionVAE(DIM, 3, network=DenoisingMLP(2, 8, 1), autoencoder=vae)
     model.fit(REAL, steps=2, seed=0, progress=False, compile=False)
     assert model.training and not norm.training and not vae.likelihood.training
-    assert int(norm.num_batches_tracked) == 0
+    assert norm.num_batches_tracked is not None and int(norm.num_batches_tracked) == 0
 
 
 def test_modes_of_parts_are_put_back() -> None:
@@ -278,6 +280,21 @@ def test_diffusion_shows_the_datum_that_fits_best(likelihood: Any) -> None:
     x = torch.arange(12.0).reshape(4, 3) % 4
     model = DiffusionVAE(3, 3, likelihood=likelihood, network=DenoisingMLP(3, 8, 1))
     torch.testing.assert_close(model.reconstruct(x), x)
+
+
+@torch.no_grad()
+def test_diffusion_decodes_the_sd_of_the_last_noise() -> None:
+    """That of z_0 / alpha, though the scale of a logistic distribution is another number."""
+    sd, z = math.exp(-1.5), randn(4, 3)
+    for likelihood in (Gaussian("decoded"), DiscretizedLogistic(256)):
+        model = DiffusionVAE(3, 3, likelihood=likelihood, schedule=NoiseSchedule(-3.0, 3.0))
+        fn = model.decoded(z)
+        torch.manual_seed(0)
+        unit = 1.0 if isinstance(likelihood, Gaussian) else 127.5  # levels for a number
+        inner = DiscretizedLogisticDistribution(torch.zeros(()), fn.base_dist.scale[0, 0], 256)
+        drawn = fn.sample((20_000,)) if unit == 1.0 else inner.sample((20_000, 1, 1))
+        found = float((drawn - drawn.mean(0)).std()) / unit
+        assert found == pytest.approx(sd, rel=0.03)  # the sd of that of a logistic's sd is 0.6 %
 
 
 @pytest.mark.parametrize("model", [LadderVAE, HierarchicalVAE])

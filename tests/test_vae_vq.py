@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import pvi
-from pvi.errors import DataError, GuideError, ModelError, ObjectiveError
+from pvi.errors import DataError, FitError, GuideError, ModelError, ObjectiveError
 from pvi.models.vae import VQVAE, AutoregressiveModel, Gaussian
 from pvi.models.vae.codes import Codes, Quantised, nearest
 from pvi.nn import MADE
@@ -160,6 +160,8 @@ def clustered(revive: float, **options: Any) -> VQVAE:
 
 def test_dead_codes_are_revived() -> None:
     """Eight clusters and eight codes, all but one of them far away at the start."""
+    with pytest.raises(FitError, match="call fit first"):
+        made().perplexity()
     x, alive, dead = clusters(), clustered(0.3), clustered(0.0)
     assert dead.perplexity(x) == 1.0
     assert alive.perplexity(x) > 5.0 and alive.perplexity() > 5.0  # two of one cluster may stay

@@ -164,7 +164,8 @@ class SemiSupervisedVAE(_Conditioned):
     for a row without a label, summed exactly, and $\\mathcal L(x, y)$ for the others. The
     classifier also learns from the labels, by a penalty $-\\alpha \\log q(y \\mid x)$ that is no
     part of the bound. Labels are the second argument y of the methods, -1 where unknown, as in
-    scikit-learn.
+    scikit-learn. `score_samples` estimates $\\log p(x)$ for a row without a label, summed over
+    labels, and $\\log p(x, y)$ for one with a label.
 
     Args:
         shape: of a datum.
@@ -173,6 +174,9 @@ class SemiSupervisedVAE(_Conditioned):
         encoder, decoder: as of `ConditionalVAE`.
         classifier: from features of x to `classes` logits; `MLP` by default.
         alpha: weight of the penalty of a labelled row; 0.1 N / (labelled rows) in the paper.
+
+    Raises:
+        ModelError: the likelihood's scale is "optimal".
 
     Reference:
         Kingma, Rezende, Mohamed, Welling (2014), Semi-supervised Learning with Deep Generative

@@ -260,6 +260,8 @@ class DiffusionVAE(LatentVariableModel):
         best, sd = z / _alpha(gamma), _sigma(gamma) / _alpha(gamma)
         if self.likelihood.width == 1:
             return self.likelihood(best, self.shape)
+        if isinstance(self.likelihood, DiscretizedLogistic):
+            sd = math.sqrt(3) / math.pi * sd  # the scale of a logistic distribution of this sd
         raw = (sd - FLOOR).clamp(min=FLOOR).expm1().log().expand(best.shape)
         n = len(self.shape)
         return self.likelihood(torch.stack([best, raw], -1 - n), self.shape)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import pvi
-from pvi.errors import DataError, ModelError
+from pvi.errors import DataError, FitError, ModelError
 from pvi.models.vae.autoregressive import AutoregressiveModel
 from pvi.models.vae.base import LatentVariableModel
 from pvi.models.vae.codes import Codes, Quantised, nearest
@@ -31,7 +31,7 @@ class VQVAE(LatentVariableModel):
     `pvi.penalty` holds it to its codes: $w \\sum_p \\|z_p - \\mathrm{sg}\\,e_p\\|^2$ besides the
     bound. The codebook has no gradient: in each step of a fit it moves to the running means of what
     was assigned to it, and codes that are hardly used are put at random encodings of the batch, as
-    are all of them in the first step.
+    are nearly all of them in the first step, when nothing has been counted yet.
 
     The guide has one value, so `score_samples` and `pvi.diagnose` refuse: report the bound.
 
@@ -210,9 +210,15 @@ class VQVAE(LatentVariableModel):
         """How many codes are in use: $\\exp(-\\sum_k f_k \\log f_k)$, from 1 to K.
 
         Args:
-            X: data whose codes have the shares f; by default the running ones of the last fit.
+            X: data whose codes have the shares f; by default the running ones of the last fit, in
+                which a code that was put elsewhere starts with a mean share.
+
+        Raises:
+            FitError: there are no data, and no fit was before.
         """
         uses = self.counts
+        if X is None and not bool(uses.any()):
+            raise FitError("no codes were counted yet: call fit first, or give data")
         if X is not None:
             uses = torch.bincount(self.encode(X).flatten(), minlength=self.num_codes)
         shares = uses.double() / uses.sum().clamp(min=1e-12)
