@@ -83,8 +83,10 @@ def test_the_bound_is_below_the_evidence() -> None:
 def test_the_straight_through_gradient() -> None:
     """The encoder's is that of the decoder's input, and of the commitment."""
     model, x = made(commitment=0.4), data()
+    kept = model.codebook.clone()
     loss = pvi.TraceMeanFieldELBO().evaluate(model.eval().model, model.guide, (x,)).loss
     loss.backward()
+    assert torch.equal(model.codebook, kept)  # in evaluation mode, also with gradients
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     z = model.encodings(x)

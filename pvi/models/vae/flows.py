@@ -60,6 +60,10 @@ class FlowDensity(TorchDistribution):
 class FlowPrior(Prior):
     """A normalising flow, whose density is fast.
 
+    $$\\log p(z) = \\log N(f(z); 0, I) + \\log|\\det \\partial f / \\partial z|$$
+
+    Its draws take one pass for each number where f is autoregressive.
+
     Args:
         latents: d.
         kind: a class of `zuko.flows`: "NSF", "MAF", ...
@@ -87,6 +91,9 @@ class Autoregressive(FlowPrior):
     Args:
         latents: d.
         hidden: units of its hidden layers.
+
+    Reference:
+        Papamakarios, Pavlakou, Murray (2017), Masked Autoregressive Flow for Density Estimation.
     """
 
     def __init__(self, latents: int, hidden: tuple[int, ...] = (64, 64)):

@@ -53,7 +53,10 @@ class Mixture(Prior):
 
     Args:
         latents: d.
-        components: how many; they start at draws from N(0, I).
+        components: how many; their means start at draws from N(0, I), their scales at 1.
+
+    Reference:
+        Tomczak and Welling (2018), VAE with a VampPrior, who compare with it.
     """
 
     def __init__(self, latents: int, components: int = 20):
