@@ -99,7 +99,7 @@ class TestSemiSupervised:
         y[::2] = -1
         terms = pvi.ELBO().terms(model.model, model.guide, *model.rows(x, y))
         log_q = model.predict_proba(x).log()
-        want = -3.0 * sum(log_q[i, y[i]] for i in range(1, len(x), 2))
+        want = -3.0 * torch.stack([log_q[i, y[i]] for i in range(1, len(x), 2)]).sum()
         torch.testing.assert_close(terms.penalty(), want.reshape(1))
 
 
