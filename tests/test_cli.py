@@ -228,7 +228,7 @@ def test_report_of_a_saved_fit(files: Path) -> None:
     [
         ("vae", ["--prior", "vamp", "--objective", "IWAE:3"], {"traversals.png", "latents.png"}),
         ("conv", ["--likelihood", "levels", "--levels", 17], {"interpolations.png"}),
-        ("ladder", [], {"reconstructions.png", "latents.png"}),
+        ("ladder", ["--prior", "mixture"], {"reconstructions.png", "latents.png"}),
         ("vq", [], {"reconstructions.png", "samples.png"}),
         ("diffusion", [], {"reconstructions.png", "samples.png"}),
         ("autoregressive", [], {"samples.png"}),
@@ -257,3 +257,16 @@ def test_vae_refuses_unknown_words(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "expected one of bernoulli" in result.output
     result = run("vae", "--data", "cifar", "--out", tmp_path)
     assert result.exit_code == 1 and "fashion-mnist or a path" in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "vq", "--prior", "flow"], "vq has no such prior"),
+        (["--model", "diffusion", "--likelihood", "continuous-bernoulli"], "bernoulli, gaussian"),
+        (["--model", "flow", "--likelihood", "laplace"], "bernoulli, gaussian, levels"),
+    ],
+)
+def test_vae_refuses_what_it_would_not_use(words: list, message: str, tmp_path: Path) -> None:
+    result = run("vae", *words, "--out", tmp_path)
+    assert result.exit_code == 2 and message in " ".join(result.output.split())

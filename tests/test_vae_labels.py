@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, kl_divergence
+from torch.distributions import Categorical, MultivariateNormal, kl_divergence
 from torch.nn.functional import one_hot
 
 import pvi
@@ -99,7 +99,7 @@ class TestSemiSupervised:
         y[::2] = -1
         terms = pvi.ELBO().terms(model.model, model.guide, *model.rows(x, y))
         log_q = model.predict_proba(x).log()
-        want = -3.0 * sum(log_q[i, y[i]] for i in range(1, len(x), 2))
+        want = -3.0 * torch.stack([log_q[i, y[i]] for i in range(1, len(x), 2)]).sum()
         torch.testing.assert_close(terms.penalty(), want.reshape(1))
 
 
@@ -145,3 +145,47 @@ def test_wrong_conditions(y: Tensor | None, message: str) -> None:
 def test_wrong_labels(y: Tensor) -> None:
     with pytest.raises(DataError, match="6 labels from 0 to 2"):
         made(SemiSupervisedVAE, CLASSES).fit(data()[0], y)
+
+
+class Linear(torch.nn.Module):
+    """A decoder W z + V c + b."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.z, self.c = torch.nn.Linear(LATENTS, DIM), torch.nn.Linear(CLASSES, DIM)
+
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        return self.z(z) + self.c(c)
+
+    def exact(self, x: Tensor, c: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
+        """Log density of x where z is normal and the noise has sd 0.7."""
+        w = self.z.weight
+        noise = 0.7**2 * torch.eye(DIM)
+        cov = w @ sd.square().diag_embed() @ w.T + noise
+        return MultivariateNormal(self(mean, c), cov).log_prob(x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("learned", [False, True])
+def test_evidence_of_linear_decoders_with_conditions(learned: bool) -> None:
+    decoder = Linear()
+    model = made(ConditionalVAE, CLASSES, decoder=decoder, learned_prior=learned)
+    x, y = data()
+    c = one_hot(y, CLASSES).to(x)
+    prior = model.prior(c)
+    truth = decoder.exact(x, c, prior.mean, prior.stddev)
+    found = model.score_samples(x, y, num_samples=3000, seed=0)
+    assert ((found.log_evidence - truth).abs() < 4.5 * found.se).all() and found.se.max() < 0.1
+
+
+@torch.no_grad()
+def test_evidence_of_linear_decoders_with_labels() -> None:
+    """log p(x) where the label is unknown, log p(x, y) where it is known."""
+    decoder = Linear()
+    model, (x, y) = made(SemiSupervisedVAE, CLASSES, decoder=decoder), data()
+    start = torch.zeros(LATENTS), torch.ones(LATENTS)
+    each = torch.stack([decoder.exact(x, c, *start) for c in torch.eye(CLASSES)]) - math.log(3)
+    labels = torch.where(torch.arange(len(x)) < 3, y, -1)
+    truth = torch.where(labels < 0, each.logsumexp(0), each[y, torch.arange(len(x))])
+    found = model.score_samples(x, labels, num_samples=3000, seed=0)
+    assert ((found.log_evidence - truth).abs() < 4.5 * found.se).all() and found.se.max() < 0.1

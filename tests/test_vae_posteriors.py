@@ -70,6 +70,8 @@ def test_draws_know_their_density(name: str) -> None:
     fn = model.encoded(x).expand([3, 4])
     z = fn.rsample()
     assert z.shape == (3, 4, 2)
+    for draws in (z, fn.rsample(), model.encoded(x).sample((3,))):
+        assert len(draws.reshape(12, 2).unique(dim=0)) == 12  # one for each, not one for all
     assert torch.allclose(fn.log_prob(z), fn.log_prob(z.clone()), atol=1e-8)
     rows = torch.stack([model.encoded(x[i]).log_prob(z[:, i]) for i in range(4)], 1)
     assert torch.allclose(rows, fn.log_prob(z.clone()), atol=1e-8)

@@ -84,7 +84,27 @@ def test_dimensions_in_front(name: str) -> None:
     each = torch.stack([torch.stack([fn.log_prob(z[i, j]) for j in range(4)]) for i in range(3)])
     assert torch.allclose(fn.log_prob(z), each, atol=EXACT)
     assert torch.allclose(fn.expand([3, 4]).log_prob(z), each, atol=EXACT)
-    assert fn.expand([3, 4]).sample().shape == z.shape
+    for draws in (fn.expand([3, 4]).sample(), fn.sample((3, 4)), fn.expand([4]).sample((3,))):
+        assert draws.shape == z.shape
+        assert len(draws.reshape(12, 2).unique(dim=0)) == 12  # one for each, not one for all
+
+
+@torch.no_grad()
+def test_mixture_by_hand() -> None:
+    prior, z = Mixture(2, 2), [0.4, -1.1]
+    prior.logits.data = torch.tensor([0.3, -0.5])
+    prior.loc.data = torch.tensor([[0.5, -1.0], [2.0, 0.1]])
+    prior.raw_scale.data = torch.tensor([[0.2, -0.7], [1.5, -2.0]])
+    share, total = math.exp(0.3) / (math.exp(0.3) + math.exp(-0.5)), 0.0
+    for weight, loc, raw in zip((share, 1 - share), prior.loc, prior.raw_scale, strict=True):
+        for x, m, r in zip(z, loc.tolist(), raw.tolist(), strict=True):
+            s = math.log1p(math.exp(r)) + 1e-4
+            weight *= math.exp(-0.5 * ((x - m) / s) ** 2) / (s * math.sqrt(2 * math.pi))
+        total += weight
+    found = prior(lambda x: x).log_prob(torch.tensor(z))
+    assert float(found) == pytest.approx(math.log(total), abs=EXACT)
+    start = Mixture(2, 2)
+    assert torch.allclose(start(lambda x: x).component_distribution.stddev, torch.tensor(1.0001))
 
 
 @torch.no_grad()

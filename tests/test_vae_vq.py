@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import pvi
-from pvi.errors import DataError, GuideError, ModelError, ObjectiveError
+from pvi.errors import DataError, FitError, GuideError, ModelError, ObjectiveError
 from pvi.models.vae import VQVAE, AutoregressiveModel, Gaussian
 from pvi.models.vae.codes import Codes, Quantised, nearest
 from pvi.nn import MADE
@@ -83,8 +83,10 @@ def test_the_bound_is_below_the_evidence() -> None:
 def test_the_straight_through_gradient() -> None:
     """The encoder's is that of the decoder's input, and of the commitment."""
     model, x = made(commitment=0.4), data()
+    kept = model.codebook.clone()
     loss = pvi.TraceMeanFieldELBO().evaluate(model.eval().model, model.guide, (x,)).loss
     loss.backward()
+    assert torch.equal(model.codebook, kept)  # in evaluation mode, also with gradients
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     z = model.encodings(x)
@@ -160,6 +162,8 @@ def clustered(revive: float, **options: Any) -> VQVAE:
 
 def test_dead_codes_are_revived() -> None:
     """Eight clusters and eight codes, all but one of them far away at the start."""
+    with pytest.raises(FitError, match="call fit first"):
+        made().perplexity()
     x, alive, dead = clusters(), clustered(0.3), clustered(0.0)
     assert dead.perplexity(x) == 1.0
     assert alive.perplexity(x) > 5.0 and alive.perplexity() > 5.0  # two of one cluster may stay

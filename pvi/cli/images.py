@@ -32,6 +32,11 @@ PRIORS: dict[str, Callable[[Any, int], family.Prior]] = {
     "flow": lambda shape, d: family.FlowPrior(d),
 }
 MODELS = ("vae", "conv", "ladder", "vq", "diffusion", "autoregressive", "flow")
+WITH_PRIOR = ("vae", "conv", "ladder")
+NOT_WITH = {  # likelihoods that say nothing of the model, or that it has no rule for
+    "diffusion": ("continuous-bernoulli",),
+    "flow": ("continuous-bernoulli", "laplace"),
+}
 
 
 def run(
@@ -57,6 +62,7 @@ def run(
     ):
         if value not in known:
             raise UsageError(f"{name}: expected one of {', '.join(known)}, got {value}")
+    _check_parts(model, likelihood, prior)
     found = images(data)
     train, test = _as_data(found, likelihood, levels, seed)
     with torch.random.fork_rng(devices=[]):
@@ -80,6 +86,15 @@ def run(
     return "converged" if fit.converged else f"not converged: {fit.reason}"
 
 
+def _check_parts(model: str, likelihood: str, prior: str) -> None:
+    """Refuse options that the model would not use."""
+    if model not in WITH_PRIOR and prior != "standard":
+        raise UsageError(f"--prior {prior}: --model {model} has no such prior: leave it out")
+    if likelihood in NOT_WITH.get(model, ()):
+        others = ", ".join(name for name in LIKELIHOODS if name not in NOT_WITH[model])
+        raise UsageError(f"--likelihood {likelihood}: --model {model} takes one of {others}")
+
+
 def _as_data(found: Images, likelihood: str, levels: int, seed: int) -> tuple[Any, Tensor]:
     """Data to train on and to test on, such as the likelihood takes."""
     if likelihood == "bernoulli":
@@ -91,7 +106,9 @@ def _as_data(found: Images, likelihood: str, levels: int, seed: int) -> tuple[An
 
 def _model(kind: str, shape: Any, latents: int, likelihood: family.Likelihood, prior: str) -> Any:
     if kind == "ladder":
-        return family.LadderVAE(shape, (latents, max(latents // 2, 1)), likelihood=likelihood)
+        layers = latents, max(latents // 2, 1)
+        top = PRIORS[prior](shape, layers[-1])
+        return family.LadderVAE(shape, layers, likelihood=likelihood, prior=top)
     if kind == "vq":
         return family.VQVAE(shape, likelihood=likelihood)
     if kind == "diffusion":

@@ -157,17 +157,18 @@ class Adversary:
         self._seen.append((fake.detach(), real if callable(real) else real.detach()))
         if self.weight:
             scores = self.scores(self._flat(fake), frozen=True)
-            terms = self._game.term(scores).flatten(1).mean(1)
+            terms = self._game.term(scores).flatten(1).mean(1).to(fake)
             penalty(self.name, self.weight * terms.reshape(fake.shape[: fake.dim() - len(event)]))
 
     def scores(self, x: Tensor, *, frozen: bool = False) -> Tensor:
         """The network's scores of samples, `(n, *any)`.
 
         Args:
-            x: `(n, *event)`.
+            x: `(n, *event)`, in any precision: it is taken to the network's.
             frozen: without gradients for the network's parameters, and without a change to its
                 buffers.
         """
+        x = x.to(next(self.network.parameters()))
         if not frozen:
             return _at_least_2d(self.network(x))
         fixed = {k: p.detach() for k, p in self.network.named_parameters()}

@@ -8,7 +8,7 @@ from torch import nn
 from pvi.errors import CheckpointError
 from pvi.fit.storage import read, write
 from pvi.nn import Component, describe
-from pvi.nn.component import make
+from pvi.nn.component import argument_names, make
 
 
 class Saved(Component):
@@ -37,6 +37,9 @@ class Saved(Component):
         tree = read(Path(folder))
         if "model" not in tree:
             raise CheckpointError(f"{folder} holds no model of pvi.models; use pvi.load for a fit")
+        unknown = sorted(set(modules) - argument_names(tree["model"]))
+        if unknown:
+            raise CheckpointError(f"the model in {folder} has no argument {unknown[0]}=")
         model = make(tree["model"], modules)
         if not isinstance(model, cls):
             raise CheckpointError(f"{folder} holds a {type(model).__name__}, no {cls.__name__}")

@@ -87,7 +87,18 @@ def make(described: Any, given: Mapping[str, Any], name: str = "") -> Any:
         )
     kind = _class(described["component"])
     arguments = described["arguments"].items()
-    return kind(**{k: given[k] if k in given else make(v, given, k) for k, v in arguments})
+    ours = {k for k, v in arguments if k in given and isinstance(v, Mapping | list)}  # modules
+    return kind(**{k: given[k] if k in ours else make(v, given, k) for k, v in arguments})
+
+
+def argument_names(described: Any) -> set[str]:
+    """The names of all arguments in what `describe` made, those of components in it too."""
+    if isinstance(described, list):
+        return set().union(*map(argument_names, described))
+    if not isinstance(described, Mapping) or "arguments" not in described:
+        return set()
+    arguments = described["arguments"]
+    return set(arguments).union(*map(argument_names, arguments.values()))
 
 
 def _class(name: str) -> type[Component]:

@@ -12,6 +12,8 @@ from pvi.nn.mlp import MLP, Shape, as_shape, flat
 class JointMLP(Component):
     """An `MLP` of several inputs, flattened and put side by side; their batches broadcast.
 
+    `(*batch, *inputs[0])`, `(*batch, *inputs[1])`, ... to `(*batch, n)`.
+
     Args:
         inputs: the shape of each.
         outputs, hidden, activation: as of `MLP`.

@@ -81,8 +81,8 @@ class KLAutoencoder(Adversarial, VAE):
         seen = tuple(likelihood.features(torch.zeros(1, *image)).shape[1:])
         out = (likelihood.width * image[0], *image[1:])
         numbers = width if width % (h * w) else (width // (h * w), h, w)  # as maps where possible
-        encoder = encoder or ConvEncoder(seen, numbers, **convs)
-        decoder = decoder or ConvDecoder((c, h, w), out, **convs)
+        encoder = ConvEncoder(seen, numbers, **convs) if encoder is None else encoder
+        decoder = ConvDecoder((c, h, w), out, **convs) if decoder is None else decoder
         super().__init__(
             image,
             c * h * w,
@@ -98,9 +98,11 @@ class KLAutoencoder(Adversarial, VAE):
         if features is not None:
             features.requires_grad_(False)
         self.adversary_weight, self.adversary_start = adversary_weight, adversary_start
+        if discriminator is None:
+            discriminator = PatchDiscriminator(image, channels)
         weights = [p for p in decoder.parameters() if p.dim() > 1]
         self.adversary = pvi.Adversary(
-            discriminator or PatchDiscriminator(image, channels),
+            discriminator,
             name="patches",
             weight=adversary_weight,
             adaptive=weights[-1] if weights else None,

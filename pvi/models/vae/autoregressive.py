@@ -115,7 +115,9 @@ class AutoregressiveLikelihood(Likelihood):
         self.context = self.width = context
         self.values = self.part.values
         check_part(self.part)
-        self.network = network or masked_network(self.shape, self.part, context)
+        if network is None:
+            network = masked_network(self.shape, self.part, context)
+        self.network = network
 
     def elements(self, h: Tensor) -> Any:
         raise ModelError("the elements of an AutoregressiveLikelihood are not independent")
@@ -161,7 +163,9 @@ class AutoregressiveModel(ExactModel):
         super().__init__()
         self.shape, self.likelihood = as_shape(shape), likelihood or Bernoulli()
         check_part(self.likelihood)
-        self.network = network or masked_network(self.shape, self.likelihood)
+        if network is None:
+            network = masked_network(self.shape, self.likelihood)
+        self.network = network
 
     @property
     def density(self) -> AutoregressiveDistribution:

@@ -75,6 +75,10 @@ class LatentVariableModel(Saved):
         Raises:
             DataError: X has another shape or elements outside of the likelihood's support.
         """
+        if y is not None and not is_array(X):
+            raise DataError("y goes with an array X; a data set or a tuple holds both")
+        if not self.training:
+            self.train()  # else dropout would be off, and running means would stay
         options.setdefault("objective", self.objective())
         data = self.rows(X, y) if is_array(X) else X
         found = pvi.fit(self.model, self.guide, data, batch_size=batch_size, **options)
@@ -181,7 +185,7 @@ class LatentVariableModel(Saved):
             values = np.require(values, requirements="W")  # torch warns of what is read-only
         if isinstance(values, np.ndarray) and values.dtype.kind not in "biuf":
             raise DataError(f"{name} must hold numbers, got an array of {values.dtype}")
-        return torch.as_tensor(values).to(like)
+        return torch.as_tensor(values).to(like).contiguous()  # columns first round otherwise
 
     def check(self, x: Tensor) -> None:
         """Refuse data that the model gives no density.
@@ -191,19 +195,21 @@ class LatentVariableModel(Saved):
         """
         self.likelihood.check(x)
 
-    def in_batches(self, function: Callable[..., Tensor], *arrays: Tensor) -> Tensor:
+    def in_batches(
+        self, function: Callable[..., Tensor], *arrays: Tensor, seed: int | None = 0
+    ) -> Tensor:
         """A function of rows, on some at a time, without gradients and in evaluation mode.
 
-        It draws the same random numbers each time, where it draws any.
+        It draws the same random numbers each time, where it draws any, unless `seed` is `None`.
         """
-        with self.evaluating(0):
+        with self.evaluating(seed):
             parts = zip(*(x.split(ROWS) for x in arrays), strict=True)
             return torch.cat([function(*part) for part in parts])
 
     @contextmanager
     def evaluating(self, seed: int | None) -> Iterator[None]:
         """Inside: evaluation mode, no gradients, random numbers of a seed of one's own."""
-        training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             with torch.no_grad(), nullcontext() if seed is None else preserved_rng():
@@ -211,7 +217,8 @@ class LatentVariableModel(Saved):
                     torch.manual_seed(seed)
                 yield
         finally:
-            self.train(training)
+            for module, training in modes:
+                module.training = training
 
     def result(self) -> pvi.Fit:
         """The last fit.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 import pvi
-from pvi.errors import DataError
+from pvi.errors import DataError, ModelError
 from pvi.models.vae.base import LatentVariableModel
 from pvi.models.vae.likelihoods import Bernoulli, Likelihood
 from pvi.models.vae.posteriors import AmortizedPosterior, Diagonal
@@ -164,7 +164,8 @@ class SemiSupervisedVAE(_Conditioned):
     for a row without a label, summed exactly, and $\\mathcal L(x, y)$ for the others. The
     classifier also learns from the labels, by a penalty $-\\alpha \\log q(y \\mid x)$ that is no
     part of the bound. Labels are the second argument y of the methods, -1 where unknown, as in
-    scikit-learn.
+    scikit-learn. `score_samples` estimates $\\log p(x)$ for a row without a label, summed over
+    labels, and $\\log p(x, y)$ for one with a label.
 
     Args:
         shape: of a datum.
@@ -173,6 +174,9 @@ class SemiSupervisedVAE(_Conditioned):
         encoder, decoder: as of `ConditionalVAE`.
         classifier: from features of x to `classes` logits; `MLP` by default.
         alpha: weight of the penalty of a labelled row; 0.1 N / (labelled rows) in the paper.
+
+    Raises:
+        ModelError: the likelihood's scale is "optimal".
 
     Reference:
         Kingma, Rezende, Mohamed, Welling (2014), Semi-supervised Learning with Deep Generative
@@ -195,6 +199,11 @@ class SemiSupervisedVAE(_Conditioned):
     ):
         super().__init__(shape, classes, latents, encoder, decoder, likelihood, posterior, hidden)
         self.classes, self.alpha = classes, alpha
+        if getattr(self.likelihood, "scale", None) == "optimal":
+            raise ModelError(
+                "scale='optimal' would be the error over all labels, likely or not: use 'learned' "
+                "or 'decoded' where labels are summed out"
+            )
         seen = tuple(self.likelihood.features(torch.zeros(1, *self.shape)).shape[1:])
         self.classifier = MLP(seen, classes, hidden) if classifier is None else classifier
 
@@ -203,7 +212,7 @@ class SemiSupervisedVAE(_Conditioned):
         with pyro.plate("data", len(x)):
             label = pyro.sample("y", dist.Categorical(logits=x.new_zeros(self.classes)))
             z = pyro.sample("z", dist.Normal(x.new_zeros(self.latents), 1.0).to_event(1))
-            fn = self.decoded(z, self._one_hot(label))
+            fn = self.decoded(z, self._one_hot(label, x))
             self.likelihood.learn(fn, x)
             pyro.sample("x", fn, obs=x)
 
@@ -213,28 +222,36 @@ class SemiSupervisedVAE(_Conditioned):
         known = y >= 0
         labels = y.clamp(min=0).long()
         logits = self.classifier(self.likelihood.features(x))
-        told = (self._one_hot(labels) - 1.0) * SURE
+        told = (self._one_hot(labels, logits) - 1.0) * SURE
         with pyro.plate("data", len(x)):
             wrong = cross_entropy(logits, labels, reduction="none")
             pvi.penalty("labels", self.alpha * torch.where(known, wrong, 0.0))
             fn = dist.Categorical(logits=torch.where(known.unsqueeze(-1), told, logits))
             label = pyro.sample("y", fn, infer={"enumerate": "parallel"})
-            pyro.sample("z", self.encoded(x, self._one_hot(label)))
+            pyro.sample("z", self.encoded(x, self._one_hot(label, x)))
 
-    def _one_hot(self, label: Tensor) -> Tensor:
-        return one_hot(label.long(), self.classes).to(torch.get_default_dtype())
+    def _one_hot(self, label: Tensor, like: Tensor) -> Tensor:
+        return one_hot(label.long(), self.classes).to(like)
 
     def rows(self, X: Any, y: Any = None) -> tuple[Tensor, ...]:
         x = self.data(X)
-        labels = torch.full((len(x),), -1) if y is None else torch.as_tensor(y)
-        if tuple(labels.shape) != (len(x),) or not bool(
-            ((labels >= -1) & (labels < self.classes) & (labels == labels.floor())).all()
-        ):
+        return x, self.labels(y, len(x))
+
+    def labels(self, y: Any, number: int, lowest: int = -1) -> Tensor:
+        """Labels as whole numbers `(N,)`; -1 for all where there are none.
+
+        Raises:
+            DataError: there are others than there should be.
+        """
+        found = self.numbers([-1] * number if y is None else y, "y")
+        good = (found >= lowest) & (found < self.classes) & (found == found.floor())
+        if tuple(found.shape) != (number,) or not bool(good.all()):
+            unknown = ", or -1 where unknown" if lowest < 0 else ""
             raise DataError(
-                f"y must be {len(x)} labels from 0 to {self.classes - 1}, or -1 where unknown; got "
-                f"shape {tuple(labels.shape)}, values {labels.unique()[:5].tolist()}"
+                f"y must be {number} labels from 0 to {self.classes - 1}{unknown}; got "
+                f"shape {tuple(found.shape)}, values {found.unique()[:5].tolist()}"
             )
-        return x, labels.long()
+        return found.long()
 
     def predict_proba(self, X: Any) -> Tensor:
         """$q(y \\mid x)$ `(N, classes)`.
@@ -254,30 +271,37 @@ class SemiSupervisedVAE(_Conditioned):
         return self.predict_proba(X).argmax(-1)
 
     def encode(self, X: Any, y: Any = None) -> Tensor:
-        """Posterior means of z given the labels y; by default those predicted."""
-        labels = self.predict(X) if y is None else torch.as_tensor(y)
-        encoded = self.in_batches(
-            lambda x, y: self.posterior.mean(self.encoded(x, self._one_hot(y))),
-            self.data(X),
-            labels,
+        """Posterior means of z given the labels y; where there are none, those predicted."""
+        return self.in_batches(
+            lambda x, y: self.posterior.mean(self.encoded(x, self._one_hot(y, x))),
+            *self._completed(X, y),
         )
-        return encoded
 
     def decode(self, z: Any, y: Any = None) -> Tensor:
         if y is None:
             raise DataError("decode needs y, the label of each row of z")
         z = self.numbers(z, "z")
         return self.in_batches(
-            lambda z, y: self.likelihood.mean(self.decoded(z, self._one_hot(y))),
+            lambda z, y: self.likelihood.mean(self.decoded(z, self._one_hot(y, z))),
             z,
-            torch.as_tensor(y),
+            self.labels(y, len(z), lowest=0),
         )
 
     def reconstruct(self, X: Any, y: Any = None) -> Tensor:
-        labels = self.predict(X) if y is None else y
-        return self.decode(self.encode(X, labels), labels)
+        x, labels = self._completed(X, y)
+        return self.decode(self.encode(x, labels), labels)
 
     def prior_predictive(self, num_samples: int, *given: Any) -> Any:
-        labels = torch.as_tensor(given[0]) if given else torch.randint(self.classes, (num_samples,))
-        z = torch.randn(num_samples, self.latents)
-        return self.decoded(z, self._one_hot(labels))
+        like = next(self.parameters())
+        z = torch.randn(num_samples, self.latents, dtype=like.dtype, device=like.device)
+        if given:
+            labels = self.labels(given[0], num_samples, lowest=0)
+        else:
+            labels = torch.randint(self.classes, (num_samples,), device=z.device)
+        return self.decoded(z, self._one_hot(labels, z))
+
+    def _completed(self, X: Any, y: Any) -> tuple[Tensor, ...]:
+        """Rows whose unknown labels are those predicted."""
+        x, labels = self.rows(X, y)
+        known = labels >= 0
+        return x, labels if bool(known.all()) else labels.where(known, self.predict(x))

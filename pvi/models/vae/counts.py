@@ -76,11 +76,18 @@ class DiscretizedLogisticDistribution(TorchDistribution):
 class DiscretizedLogistic(Likelihood):
     """Levels 0, 1, ..., L - 1, as of pixels: a discretised logistic, or a mixture of them.
 
-    The elements of a datum are independent given the decoder's numbers.
+    $$p(k) = \\sum_c \\pi_c \\Big[\\sigma\\Big(\\frac{e_{k+1} - m_c}{s_c}\\Big)
+    - \\sigma\\Big(\\frac{e_k - m_c}{s_c}\\Big)\\Big], \\qquad e_k = \\frac{2k - 1}{L - 1} - 1$$
+
+    with $e_0 = -\\infty$ and $e_L = \\infty$. The elements of a datum are independent given the
+    decoder's numbers.
 
     Args:
         levels: L.
         components: of the mixture.
+
+    Raises:
+        ModelError: levels < 2 or components < 1.
 
     Reference:
         Salimans et al. (2017), PixelCNN++.
@@ -149,10 +156,17 @@ class NegativeBinomial(Likelihood):
 
 
 class ZeroInflatedNegativeBinomial(NegativeBinomial):
-    """A negative binomial that is 0 with a further probability, whose logit is decoded.
+    """A negative binomial that is 0 with a further probability $\\pi$, whose logit is decoded.
+
+    $$p(x) = \\pi\\,[x = 0] + (1 - \\pi)\\,\\mathrm{NB}(x; \\mu, r)$$
+
+    The decoder gives the numbers of $\\mu$, of $\\pi$, and of r where it is decoded.
 
     Args:
         shape: as of `NegativeBinomial`.
+
+    Reference:
+        Lopez et al. (2018), Deep generative modeling for single-cell transcriptomics.
     """
 
     def __init__(self, shape: Shape | None = None):

@@ -1,7 +1,7 @@
 """Variational diffusion: T layers of latents, of which one at a time is trained."""
 
 import math
-from typing import Any
+from typing import Any, Self
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +12,8 @@ from torch.nn.functional import softplus
 import pvi
 from pvi.errors import ModelError
 from pvi.models.vae.base import ROWS, LatentVariableModel
-from pvi.models.vae.likelihoods import FLOOR, Bernoulli, Likelihood
+from pvi.models.vae.counts import DiscretizedLogistic
+from pvi.models.vae.likelihoods import FLOOR, Bernoulli, Gaussian, Likelihood
 from pvi.models.vae.vae import VAE
 from pvi.nn import Component, DenoisingMLP
 from pvi.nn.mlp import Shape, as_shape
@@ -81,8 +82,8 @@ class DiffusionVAE(LatentVariableModel):
             $\\hat y = \\alpha z - \\sigma v$; `pvi.nn.DenoisingMLP` by default, `pvi.nn.UNet` for
             images.
         likelihood: $p(x \\mid z_0)$, `Bernoulli` by default. For `Bernoulli` what Bayes' rule says
-            under even chances; others get the datum that fits z_0 best, and its sd if they decode
-            one, unless there is a decoder.
+            under even chances; `Gaussian`, `Laplace` and `DiscretizedLogistic` get the datum that
+            fits z_0 best, and its sd if they decode one; others need a decoder.
         decoder: from z_0 to the likelihood's numbers.
         autoencoder: a trained `VAE`, which is frozen: its latents are what is diffused (latent
             diffusion), and its decoder and likelihood give the data.
@@ -117,7 +118,7 @@ class DiffusionVAE(LatentVariableModel):
             self._check_autoencoder(autoencoder, likelihood, decoder)
             self.likelihood = autoencoder.likelihood
             self.diffused = getattr(autoencoder, "latent_shape", (autoencoder.latents,))
-            autoencoder.requires_grad_(False)
+            autoencoder.requires_grad_(False).eval()
         if not isinstance(steps, int) or steps < 1:
             raise ModelError(f"steps: expected a whole number >= 1, got {steps}")
         if decoder is None and autoencoder is None and not self._has_rule():
@@ -125,8 +126,22 @@ class DiffusionVAE(LatentVariableModel):
                 f"{type(self.likelihood).__name__} needs decoder=, from z_0 of shape "
                 f"{self.diffused} to {self.likelihood.width} numbers for each element"
             )
-        self.network = network or DenoisingMLP(self.diffused)
+        self.network = DenoisingMLP(self.diffused) if network is None else network
         self.schedule = schedule or NoiseSchedule()
+
+    def get_params(self, deep: bool = False) -> dict[str, Any]:
+        found = super().get_params(deep)
+        if self.autoencoder is not None:  # its likelihood is none of the arguments
+            found = {k: v for k, v in found.items() if not k.startswith("likelihood__")}
+            found["likelihood"] = None
+        return found
+
+    def train(self, mode: bool = True) -> Self:
+        """As of `nn.Module`, but for the autoencoder, which stays as it is."""
+        super().train(mode)
+        if self.autoencoder is not None:
+            self.autoencoder.eval()
+        return self
 
     def model(self, x: Tensor) -> None:
         self.registered()
@@ -141,7 +156,9 @@ class DiffusionVAE(LatentVariableModel):
             pvi.kl("z_1", self._event(_alpha(gamma_1) * y, _sigma(gamma_1)), self._top(x))
             pvi.kl("z_t", *self._both(z_t, y, i), scale=self.steps)
             if self.autoencoder is None:
-                pyro.sample("x", self.decoded(z_0), obs=x)
+                fn = self.decoded(z_0)
+                self.likelihood.learn(fn, x)
+                pyro.sample("x", fn, obs=x)
             else:
                 z = self.latent_scale * y.flatten(-len(self.diffused))
                 given = self._given(z_0).log_prob(z)
@@ -222,7 +239,7 @@ class DiffusionVAE(LatentVariableModel):
     def decode(self, z: Any, y: Any = None) -> Tensor:
         if self.autoencoder is not None:
             return self.autoencoder.decode(z, y)
-        z = torch.as_tensor(z, dtype=torch.get_default_dtype()).reshape(-1, *self.diffused)
+        z = self.numbers(z, "z").reshape(-1, *self.diffused)
         return self.in_batches(lambda z: self.likelihood.mean(self.decoded(z)), z)
 
     def prior_predictive(self, num_samples: int, *given: Any) -> Any:
@@ -243,12 +260,15 @@ class DiffusionVAE(LatentVariableModel):
         best, sd = z / _alpha(gamma), _sigma(gamma) / _alpha(gamma)
         if self.likelihood.width == 1:
             return self.likelihood(best, self.shape)
+        if isinstance(self.likelihood, DiscretizedLogistic):
+            sd = math.sqrt(3) / math.pi * sd  # the scale of a logistic distribution of this sd
         raw = (sd - FLOOR).clamp(min=FLOOR).expm1().log().expand(best.shape)
         n = len(self.shape)
         return self.likelihood(torch.stack([best, raw], -1 - n), self.shape)
 
     def _has_rule(self) -> bool:
-        return self.likelihood.width <= 2 and self.diffused == self.shape
+        known = isinstance(self.likelihood, Bernoulli | Gaussian | DiscretizedLogistic)
+        return known and self.likelihood.width <= 2 and self.diffused == self.shape
 
     def _check_autoencoder(
         self, autoencoder: VAE, likelihood: Likelihood | None, decoder: nn.Module | None

@@ -57,7 +57,7 @@ class FactorVAE(Adversarial, VAE):
         )
         self.gamma, self.lr = gamma, lr
         self.adversary = pvi.Adversary(
-            discriminator or MLP(latents, 1, (256, 256, 256)),
+            MLP(latents, 1, (256, 256, 256)) if discriminator is None else discriminator,
             name="total_correlation",
             loss="ratio",
             weight=gamma,

@@ -110,8 +110,7 @@ class FlowModel(ExactModel):
 
     def decode(self, z: Any, y: Any = None) -> Tensor:
         """Data from noise: the inverse of `encode`, `(N, *shape)`."""
-        z = torch.as_tensor(z, dtype=torch.get_default_dtype())
-        x = self.in_batches(lambda z: self.flow(None).transform.inv(z), z)
+        x = self.in_batches(self.flow(None).transform.inv, self.numbers(z, "z"))
         x = (self.loc + self.scale * x).reshape(-1, *self.shape)
         return x if self.levels is None else x.floor()
 

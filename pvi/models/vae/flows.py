@@ -51,12 +51,18 @@ class FlowDensity(TorchDistribution):
         return self.transform.inv(torch.randn_like(self.zero.expand(shape)))
 
     def log_prob(self, value: Tensor) -> Tensor:
+        value = value.to(self.zero)  # looks at a model start sites in the default precision
         noise, log_det = self.transform.call_and_ladj(value)
-        return -0.5 * (noise.square() + math.log(2.0 * math.pi)).sum(-1) + log_det
+        found = -0.5 * (noise.square() + math.log(2.0 * math.pi)).sum(-1) + log_det
+        return found.expand(torch.broadcast_shapes(found.shape, self.batch_shape))
 
 
 class FlowPrior(Prior):
     """A normalising flow, whose density is fast.
+
+    $$\\log p(z) = \\log N(f(z); 0, I) + \\log|\\det \\partial f / \\partial z|$$
+
+    Its draws take one pass for each number where f is autoregressive.
 
     Args:
         latents: d.
@@ -85,6 +91,9 @@ class Autoregressive(FlowPrior):
     Args:
         latents: d.
         hidden: units of its hidden layers.
+
+    Reference:
+        Papamakarios, Pavlakou, Murray (2017), Masked Autoregressive Flow for Density Estimation.
     """
 
     def __init__(self, latents: int, hidden: tuple[int, ...] = (64, 64)):

@@ -57,8 +57,9 @@ class GAN(Adversarial):
         self.shape, self.latents, self.hidden = as_shape(shape), latents, tuple(hidden)
         self.loss, self.lr = loss, lr
         self.prior = prior or Standard(latents)
-        self.generator = generator or MLP(latents, torch.Size(self.shape).numel(), hidden)
-        network = discriminator or MLP(self.shape, 1, hidden)
+        numbers = torch.Size(self.shape).numel()
+        self.generator = MLP(latents, numbers, hidden) if generator is None else generator
+        network = MLP(self.shape, 1, hidden) if discriminator is None else discriminator
         self.adversary = pvi.Adversary(
             network, name="discriminator", loss=loss, lr=lr, event_dim=len(self.shape)
         )
@@ -68,7 +69,7 @@ class GAN(Adversarial):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior(_no_encoder))
             self.adversary(self.generated(z), x)
-            pyro.factor("nothing", torch.zeros(len(x)))  # a fit needs an observation: one of mass 1
+            pyro.factor("nothing", x.new_zeros(len(x)))  # a fit needs an observation: one of mass 1
 
     def guide(self, x: Tensor) -> None:
         self.registered()
@@ -80,8 +81,7 @@ class GAN(Adversarial):
         return self.generator(z).reshape(*z.shape[:-1], *self.shape)
 
     def decode(self, z: Any, y: Any = None) -> Tensor:
-        z = torch.as_tensor(z, dtype=torch.get_default_dtype())
-        return self.in_batches(self.generated, z)
+        return self.in_batches(self.generated, self.numbers(z, "z"))
 
     def sample(
         self, num_samples: int = 1, *given: Any, mean: bool = False, seed: int | None = None

@@ -54,7 +54,7 @@ class Hierarchy(LatentVariableModel):
             "priors", priors or [MLP(above, 2 * d, hidden) for d, above in pairs], -1
         )
         numbers = self.likelihood.width * torch.Size(self.shape).numel()
-        self.decoder = decoder or MLP(self.latents[0], numbers, hidden)
+        self.decoder = MLP(self.latents[0], numbers, hidden) if decoder is None else decoder
         return tuple(self.likelihood.features(torch.zeros(1, *self.shape)).shape[1:])
 
     def _layers(self, name: str, parts: Sequence[nn.Module], more: int = 0) -> nn.ModuleList:
@@ -140,14 +140,13 @@ class Hierarchy(LatentVariableModel):
             DataError: there is no such layer, or z has another shape.
         """
         self._check_level(level)
-        z = torch.as_tensor(z, dtype=torch.get_default_dtype())
+        z = self.numbers(z, "z")
         if z.dim() != 2 or z.shape[1] != self.latents[level - 1]:
             raise DataError(
                 f"z_{level} must have shape (N, {self.latents[level - 1]}), got {tuple(z.shape)}; "
                 "level= says of which layer it is"
             )
-        with self.evaluating(seed):
-            return self.in_batches(lambda z: self._down(z, level, draw), z)
+        return self.in_batches(lambda z: self._down(z, level, draw), z, seed=seed if draw else 0)
 
     def reconstruct(self, X: Any, y: Any = None, *, level: int = 1) -> Tensor:
         """Means of the data, given what one layer knows of them: `(N, *shape)`.

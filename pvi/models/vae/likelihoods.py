@@ -184,8 +184,15 @@ class Gaussian(Likelihood):
 
     Args:
         scale: s, a number; "learned" for one parameter; "decoded" for one for each element, from
-            the decoder; "optimal" for the root of the mean squared error (Rybkin et al. 2021,
-            eq. 6) as a running mean over the steps of a fit, which has no gradient.
+            the decoder; "optimal" for the root of the mean squared error as a running mean over the
+            steps of a fit, which has no gradient.
+
+    Raises:
+        ModelError: scale is none of these.
+
+    Reference:
+        Rybkin, Daniilidis, Levine (2021), Simple and Effective VAE Training with Calibrated
+        Decoders, eq. 6, for "optimal".
     """
 
     values = "finite values"
@@ -234,7 +241,7 @@ class Laplace(Gaussian):
     """$\\mathrm{Laplace}(h, s)$, the absolute error as a log density.
 
     Args:
-        scale: as of `Gaussian`.
+        scale: as of `Gaussian`; "optimal" is the mean absolute error.
     """
 
     _kind = dist.Laplace
@@ -245,7 +252,7 @@ class Laplace(Gaussian):
 
 
 class Categorical(Likelihood):
-    """Each element one of `num_classes` classes, 0, 1, ...
+    """Each element one of `num_classes` classes, $p(x = k) = e^{h_k} / \\sum_j e^{h_j}$ from k = 0.
 
     Args:
         num_classes: how many.
@@ -266,7 +273,7 @@ class Categorical(Likelihood):
 
     def features(self, x: Tensor) -> Tensor:
         """One-hot, in the last dimension."""
-        return nn.functional.one_hot(x.long(), self.num_classes).to(torch.get_default_dtype())
+        return nn.functional.one_hot(x.long(), self.num_classes).to(x)
 
     def mean(self, fn: Any) -> Tensor:
         """The most probable class."""
@@ -274,7 +281,7 @@ class Categorical(Likelihood):
 
 
 class Poisson(Likelihood):
-    """Counts of rate softplus(h)."""
+    """Counts, $p(x) = \\lambda^x e^{-\\lambda} / x!$ with $\\lambda$ = softplus(h)."""
 
     values = COUNTS
     advice = "Use Gaussian for values that are no counts."

@@ -15,7 +15,7 @@ FLOOR = 1e-4  # of scales
 
 
 class AmortizedPosterior(Component):
-    """A family of distributions; `width` is how many numbers the encoder gives for one."""
+    """A family $q(z \\mid x)$; `width` is how many numbers the encoder gives for one."""
 
     width: int
 
@@ -37,6 +37,9 @@ class Diagonal(AmortizedPosterior):
 
     Args:
         latents: d.
+
+    Reference:
+        Kingma and Welling (2014), Auto-Encoding Variational Bayes, eq. 9.
     """
 
     def __init__(self, latents: int):
@@ -58,6 +61,9 @@ class FullCovariance(AmortizedPosterior):
 
     Args:
         latents: d.
+
+    Reference:
+        Kingma and Welling (2019), An Introduction to Variational Autoencoders, section 2.5.1.
     """
 
     def __init__(self, latents: int):

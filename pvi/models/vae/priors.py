@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 from pvi.nn import Component
 from pvi.nn.mlp import Shape, as_shape
 
+FLOOR = 1e-4  # of scales
 Encode = Callable[[Tensor], Any]
 
 
@@ -52,7 +53,10 @@ class Mixture(Prior):
 
     Args:
         latents: d.
-        components: how many; they start at draws from N(0, I).
+        components: how many; their means start at draws from N(0, I), their scales at 1.
+
+    Reference:
+        Tomczak and Welling (2018), VAE with a VampPrior, who compare with it.
     """
 
     def __init__(self, latents: int, components: int = 20):
@@ -63,7 +67,8 @@ class Mixture(Prior):
         self.raw_scale = nn.Parameter(torch.full((components, latents), math.log(math.e - 1)))
 
     def forward(self, encode: Encode) -> Any:
-        parts = dist.Normal(self.loc, softplus(self.raw_scale), validate_args=False).to_event(1)
+        scale = softplus(self.raw_scale) + FLOOR
+        parts = dist.Normal(self.loc, scale, validate_args=False).to_event(1)
         weights = dist.Categorical(logits=self.logits, validate_args=False)
         return dist.MixtureSameFamily(weights, parts, validate_args=False)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import pvi
-from pvi.errors import DataError, ModelError
+from pvi.errors import DataError, FitError, ModelError
 from pvi.models.vae.autoregressive import AutoregressiveModel
 from pvi.models.vae.base import LatentVariableModel
 from pvi.models.vae.codes import Codes, Quantised, nearest
@@ -31,7 +31,7 @@ class VQVAE(LatentVariableModel):
     `pvi.penalty` holds it to its codes: $w \\sum_p \\|z_p - \\mathrm{sg}\\,e_p\\|^2$ besides the
     bound. The codebook has no gradient: in each step of a fit it moves to the running means of what
     was assigned to it, and codes that are hardly used are put at random encodings of the batch, as
-    are all of them in the first step.
+    are nearly all of them in the first step, when nothing has been counted yet.
 
     The guide has one value, so `score_samples` and `pvi.diagnose` refuse: report the bound.
 
@@ -90,13 +90,14 @@ class VQVAE(LatentVariableModel):
             self.code_shape = sizes(image_shape(self.shape), len(self.channels))[-1]
             maps, options = (code_dim, *self.code_shape), {"channels": channels, "blocks": blocks}
             out = (width * self.shape[0], *self.shape[1:])
-            self.encoder = encoder or ConvEncoder(seen, maps, **options)
-            self.decoder = decoder or ConvDecoder(maps, out, **options)
+            default = ConvEncoder(seen, maps, **options), ConvDecoder(maps, out, **options)
         else:
             self.code_shape = as_shape(grid)
             numbers = code_dim * math.prod(self.code_shape)
-            self.encoder = encoder or MLP(seen, numbers, hidden)
-            self.decoder = decoder or MLP(numbers, width * math.prod(self.shape), hidden)
+            wide = width * math.prod(self.shape)
+            default = MLP(seen, numbers, hidden), MLP(numbers, wide, hidden)
+        self.encoder = default[0] if encoder is None else encoder
+        self.decoder = default[1] if decoder is None else decoder
         self.prior = prior
         self.register_buffer("codebook", torch.randn(num_codes, code_dim))
         self.register_buffer("counts", torch.zeros(num_codes))
@@ -209,9 +210,15 @@ class VQVAE(LatentVariableModel):
         """How many codes are in use: $\\exp(-\\sum_k f_k \\log f_k)$, from 1 to K.
 
         Args:
-            X: data whose codes have the shares f; by default the running ones of the last fit.
+            X: data whose codes have the shares f; by default the running ones of the last fit, in
+                which a code that was put elsewhere starts with a mean share.
+
+        Raises:
+            FitError: there are no data, and no fit was before.
         """
         uses = self.counts
+        if X is None and not bool(uses.any()):
+            raise FitError("no codes were counted yet: call fit first, or give data")
         if X is not None:
             uses = torch.bincount(self.encode(X).flatten(), minlength=self.num_codes)
         shares = uses.double() / uses.sum().clamp(min=1e-12)
