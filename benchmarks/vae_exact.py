@@ -13,7 +13,7 @@ from benchmarks.common import report
 from pvi.datasets import diabetes, images
 from pvi.models.vae import VAE, VQVAE, DiffusionVAE, FullCovariance, Gaussian
 
-LATENTS, STEPS, EPOCHS = 3, 2000, 20
+LATENTS, STEPS, EPOCHS, ONE, ALL = 3, 1000, 10, 100, 20  # numbers of estimates
 HEADER = ("model", "what", "a datum", "se", "difference", "se of that", "allowed")
 MEANING = {
     "a datum": "nats; below the first row of each model what it is compared with",
@@ -82,18 +82,18 @@ def diffusion(seed: int) -> list[list[Any]]:
     train, test = bits()
     model = DiffusionVAE(tuple(train.shape[1:]), steps=10)
     model.fit(train, epochs=EPOCHS, lr=3e-3, seed=seed)
-    one = model.bound(test, num_samples=400, seed=seed)
+    one = model.bound(test, num_samples=ONE, seed=seed)
     programs = model.unrolled_model, model.unrolled_guide
     with torch.no_grad():
         every = [
-            repeated(lambda: goal.bound(*programs, test) / len(test), 100)  # noqa: B023
+            repeated(lambda: goal.bound(*programs, test) / len(test), ALL)  # noqa: B023
             for goal in (pvi.TraceMeanFieldELBO(), pvi.ELBO())
         ]
     return against(
         "diffusion, 10 steps",
-        ("one term, 400 estimates", *one),
-        ("all terms, exact KLs, 100 estimates", *every[0], None),
-        ("all terms, sampled KLs, 100 estimates", *every[1], None),
+        (f"one term, {ONE} estimates", *one),
+        (f"all terms, exact KLs, {ALL} estimates", *every[0], None),
+        (f"all terms, sampled KLs, {ALL} estimates", *every[1], None),
     )
 
 

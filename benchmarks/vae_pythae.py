@@ -22,7 +22,7 @@ from pvi.nn import MLP
 
 SIZE, LATENTS, HIDDEN, DRAWS = 784, 20, (400, 400), 5
 ROWS, EPOCHS, BATCH, RATE = 10_000, 5, 100, 1e-3
-IMAGES, SAMPLES = 500, 1000
+IMAGES, SAMPLES = 300, 500
 HEADER = ("model", "package", "NLL", "se", "bound", "training objective", "seconds an epoch")
 MEANING = {
     "NLL": f"minus log evidence of {IMAGES} test images, {SAMPLES} samples, by pvi, nats",

@@ -165,10 +165,10 @@ def kl_autoencoder(task: Task) -> Rows:
 
 def diffusion(task: Task) -> Rows:
     direct = DiffusionVAE(task.shape, steps=100, network=DenoisingMLP(task.shape, 512))
-    task.trained(direct, epochs=4 * task.epochs, lr=3e-3)
+    task.trained(direct, epochs=2 * task.epochs, lr=3e-3)
     first = task.trained(VAE(task.shape, LATENTS))
     second = DiffusionVAE(task.shape, steps=100, autoencoder=first)
-    task.trained(second, epochs=4 * task.epochs, lr=3e-3)
+    task.trained(second, epochs=2 * task.epochs, lr=3e-3)
     models = {"of images": direct, "a VAE's prior": first, "of its latents": second}
     rows = {name: m.sample(COLUMNS, mean=True, seed=0) for name, m in models.items()}
     return {"held out": task.shown, **rows}
@@ -254,6 +254,15 @@ def task(source: str, epochs: int) -> Task:
     )
 
 
+def draw(name: str, given: Task, folder: Path) -> None:
+    """Train a model and write its picture."""
+    torch.manual_seed(0)
+    rows = {label: x.mean(1).detach() for label, x in MODELS[name](given).items()}
+    figure = plot_images(rows, COLUMNS)
+    figure.savefig(folder / f"gallery_{name}.png", dpi=60, bbox_inches="tight")
+    print(f"gallery_{name}.png", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="digits")
@@ -263,11 +272,7 @@ def main() -> None:
     options = parser.parse_args()
     given = task(options.data, options.epochs)
     for name in options.models or MODELS:
-        torch.manual_seed(0)
-        rows = {label: x.mean(1).detach() for label, x in MODELS[name](given).items()}
-        figure = plot_images(rows, COLUMNS)
-        figure.savefig(options.out / f"gallery_{name}.png", dpi=60, bbox_inches="tight")
-        print(f"gallery_{name}.png", flush=True)
+        draw(name, given, options.out)
 
 
 if __name__ == "__main__":
