@@ -134,7 +134,7 @@ def trained(
     options: dict[str, Any] = {"batch_size": BATCH, "optimizer": unit_adam, "device": device}
     rising = pvi.BetaELBO(pvi.schedules.linear(warm, unit="epoch"), kl="exact")
     model.fit(Binarized(train), objective=rising, epochs=warm, seed=seed, **options)
-    steps = -(-len(train) // BATCH)
+    steps = max(len(train) // BATCH, 1)
     options |= {"validation_data": held, "validate_every": steps, "patience": PATIENCE}
     goal = pvi.TraceMeanFieldELBO()
     model.fit(Binarized(train), objective=goal, epochs=epochs - warm, seed=seed + 1, **options)

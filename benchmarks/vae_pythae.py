@@ -21,8 +21,8 @@ from pvi.models.vae.posteriors import AmortizedPosterior
 from pvi.nn import MLP
 
 SIZE, LATENTS, HIDDEN, DRAWS = 784, 20, (400, 400), 5
-ROWS, EPOCHS, BATCH, RATE = 10_000, 5, 100, 1e-3
-IMAGES, SAMPLES = 300, 500
+ROWS, EPOCHS, BATCH, RATE = 10_000, 3, 100, 1e-3
+IMAGES, SAMPLES = 200, 500
 HEADER = ("model", "package", "NLL", "se", "bound", "training objective", "seconds an epoch")
 MEANING = {
     "NLL": f"minus log evidence of {IMAGES} test images, {SAMPLES} samples, by pvi, nats",
@@ -104,7 +104,8 @@ def by_pythae(train: Tensor, test: Tensor, draws: int, seed: int) -> tuple[VAE, 
             seed=seed,
             no_cuda=True,
         )
-        trainer = BaseTrainer(peer, BaseDataset(train, torch.zeros(len(train))), config)
+        rows = BaseDataset(train, torch.zeros(len(train)))
+        trainer = BaseTrainer(peer, train_dataset=rows, training_config=config)
         with timed() as seconds:
             trainer.train()
     last = trainer.model.eval()

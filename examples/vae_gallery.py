@@ -1,6 +1,6 @@
 """A picture of each model of the VAE family: reconstructions, samples, traversals, interpolations.
 
-python examples/vae_gallery.py [--data digits|fashion-mnist|mnist|PATH] [--epochs 100] [--out DIR]
+python examples/vae_gallery.py [--data digits|fashion-mnist|mnist|PATH] [--epochs 50] [--out DIR]
 """
 
 import argparse
@@ -53,7 +53,7 @@ class Task:
 
     def trained(self, model: Any, data: Any = None, y: Any = None, **options: Any) -> Any:
         """The model after a fit, by default to bits that are drawn anew each time."""
-        options = {"epochs": self.epochs, "batch_size": 64, "seed": 0, **options}
+        options = {"epochs": self.epochs, "batch_size": 100, "lr": 5e-3, "seed": 0, **options}
         return model.fit(self.bits if data is None else data, y, **options)
 
 
@@ -148,7 +148,7 @@ def vq_vae(task: Task) -> Rows:
     x, bits = task.shown, task.bits.fixed(seed=1)
     rows = {"held out": x, "reconstructed": model.reconstruct(x)}
     rows["uniform prior"] = model.sample(COLUMNS, mean=True, seed=0)
-    model.fit_prior(bits, epochs=task.epochs, batch_size=64, seed=0)
+    model.fit_prior(bits, epochs=task.epochs, batch_size=100, lr=5e-3, seed=0)
     rows["learned prior"] = model.sample(COLUMNS, mean=True, seed=0)
     first, second = model.encode(x[:2]).flatten(1)
     taken = torch.linspace(0, len(first), COLUMNS).round().long()
@@ -160,7 +160,7 @@ def vq_vae(task: Task) -> Rows:
 
 def kl_autoencoder(task: Task) -> Rows:
     model = KLAutoencoder(task.shape, 2, channels=(16, 32), adversary_start=task.epochs // 2)
-    return latent(task.trained(model, task.grey), task.shown_grey)
+    return latent(task.trained(model, task.grey, lr=2e-3), task.shown_grey)
 
 
 def diffusion(task: Task) -> Rows:
@@ -213,7 +213,9 @@ def flow(task: Task) -> Rows:
 
 
 def gan(task: Task) -> Rows:
-    model = task.trained(GAN(task.shape, LATENTS), 2 * task.grey - 1, epochs=2 * task.epochs)
+    model = task.trained(
+        GAN(task.shape, LATENTS), 2 * task.grey - 1, epochs=2 * task.epochs, lr=1e-3
+    )
     torch.manual_seed(0)
     rows = {"samples": model.sample(COLUMNS, seed=0), "more samples": model.sample(COLUMNS, seed=1)}
     rows |= {f"from a to b, {i}": model.decode(line(*torch.randn(2, LATENTS))) for i in (1, 2)}
@@ -266,7 +268,7 @@ def draw(name: str, given: Task, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="digits")
-    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--models", nargs="*", choices=[*MODELS, []], help="by default all")
     parser.add_argument("--out", type=Path, default=Path())
     options = parser.parse_args()
