@@ -12,8 +12,9 @@ NEEDS_DATA = {
     "posteriordb": "posteriordb",
     "radon": "posteriordb",
     "starts": "posteriordb",
+    "vae": "",
     "verdicts": "posteriordb",
-}  # name -> its folder under --data
+}  # name -> its folder under --data, "" for all
 NAMES = (
     "adversaries",
     "parity",

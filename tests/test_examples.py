@@ -48,3 +48,20 @@ def test_vae(
     runpy.run_path(str(EXAMPLES / f"{name}.py"))
     assert says in capsys.readouterr().out
     assert (tmp_path / "a.png").exists() == picture
+
+
+FAST = ("conditional", "made", "vq_vae")
+SLOW = ("vae", "beta_vae", "iwae", "factor", "semi_supervised", "ladder", "hierarchical")
+SLOW += ("kl_autoencoder", "diffusion", "pixel_cnn", "flow", "gan")
+
+
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+@pytest.mark.filterwarnings("ignore:training ended after:UserWarning")
+def test_vae_gallery(name: str, tmp_path: Path) -> None:
+    image = pytest.importorskip("matplotlib.image")
+    pytest.importorskip("sklearn")
+    gallery = runpy.run_path(str(EXAMPLES / "vae_gallery.py"))
+    assert set(gallery["MODELS"]) == {*FAST, *SLOW}
+    gallery["draw"](name, gallery["task"]("digits", 1), tmp_path)
+    pixels = image.imread(tmp_path / f"gallery_{name}.png")[..., :3]
+    assert 0.05 < (pixels.min(-1) < 0.9).mean() < 0.98

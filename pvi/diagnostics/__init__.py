@@ -1,6 +1,7 @@
 """Whether a posterior may be trusted, and how probable the data are: by importance weights."""
 
 from pvi.diagnostics.diagnosis import Diagnosis, diagnose
+from pvi.diagnostics.disentangling import MutualInformationGap, mutual_information_gap
 from pvi.diagnostics.evidence import Evidence, evidence, posterior_evidence
 from pvi.diagnostics.latents import Latents, latents
 from pvi.diagnostics.loo import Loo, loo
@@ -14,6 +15,7 @@ __all__ = [
     "Evidence",
     "Latents",
     "Loo",
+    "MutualInformationGap",
     "PredictiveCheck",
     "Sandwich",
     "check_predictive",
@@ -21,6 +23,7 @@ __all__ = [
     "evidence",
     "latents",
     "loo",
+    "mutual_information_gap",
     "posterior_evidence",
     "posterior_sandwich",
     "psis",
