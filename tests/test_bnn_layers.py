@@ -55,9 +55,7 @@ def prepared(module: nn.Module, rows: int, width: int) -> tuple[Any, Any, dict, 
     """A network over all weights of a module, normals over them, and inputs some of which are 0."""
     torch.manual_seed(1)
     weights = bnn.selection.select(module, None)
-    normals = {
-        n: (torch.randn(w.shape), 0.2 + torch.rand(w.shape)) for n, w in weights.items()
-    }
+    normals = {n: (torch.randn(w.shape), 0.2 + torch.rand(w.shape)) for n, w in weights.items()}
     x = torch.randn(rows, width)
     x[-1, : width // 2] = 0.0
     return network.Network(module, weights, 1), weights, normals, x
@@ -142,7 +140,7 @@ def test_local_noise_is_independent_between_data() -> None:
 
 
 def test_a_dead_input_has_a_finite_gradient() -> None:
-    net, weights, normals, x = prepared(nn.Linear(4, 3, bias=False), ROWS, 4)
+    net, _, normals, x = prepared(nn.Linear(4, 3, bias=False), ROWS, 4)
     scale = normals["weight"][1].requires_grad_()
     values = {"weight": torch.zeros(3, 4)}
     y = net((torch.zeros_like(x),), values, normals, {"weight": "local"})

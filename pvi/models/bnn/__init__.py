@@ -1,6 +1,9 @@
 """Bayesian neural networks: any module with random weights, as a Pyro model."""
 
 from pvi.models.bnn.bayesian import BayesianModule, bayesianize
+from pvi.models.bnn.continual import posterior_as_prior
+from pvi.models.bnn.dropout import MCDropout
+from pvi.models.bnn.functions import plot_prior, prior_draws
 from pvi.models.bnn.likelihoods import (
     Bernoulli,
     Categorical,
@@ -21,6 +24,7 @@ from pvi.models.bnn.priors import (
     Prior,
     ScaleMixture,
 )
+from pvi.models.bnn.rank_one import factors, rank_one
 from pvi.models.bnn.selection import Weight, last_layer, weights
 
 __all__ = [
@@ -34,6 +38,7 @@ __all__ = [
     "Horseshoe",
     "Laplace",
     "Likelihood",
+    "MCDropout",
     "NegativeBinomial",
     "Ordinal",
     "Poisson",
@@ -43,6 +48,11 @@ __all__ = [
     "StudentT",
     "Weight",
     "bayesianize",
+    "factors",
     "last_layer",
+    "plot_prior",
+    "posterior_as_prior",
+    "prior_draws",
+    "rank_one",
     "weights",
 ]
