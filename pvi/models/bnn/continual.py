@@ -49,8 +49,8 @@ def posterior_as_prior(fit: pvi.Fit, default: Any = None) -> Prior:
     with posterior.drawing(0) as runner:
         nodes = sample_nodes(run_hidden(fit.guide, runner.args, runner.kwargs))
         found = {name: _moments(name, node["fn"]) for name, node in nodes.items()}
-    values = {name: tuple(x.detach().clone() for x in pair) for name, pair in found.items()}
-    return Normals(values, FanIn() if default is None else as_prior(default))  # type: ignore[arg-type]
+    values = {n: (m.detach().clone(), s.detach().clone()) for n, (m, s) in found.items()}
+    return Normals(values, FanIn() if default is None else as_prior(default))
 
 
 def _moments(name: str, fn: Any) -> tuple[Tensor, Tensor]:
