@@ -4,7 +4,7 @@ A network learns to tell pairs of digits apart, 0 from 1, then 2 from 3, and so 
 for all pairs and no data of the past. The table has the accuracy on each pair after each task, for
 variational continual learning and for a network that is simply trained on.
 
-    python examples/bnn_continual.py [--epochs 40]
+    python examples/bnn_continual.py [--epochs 100]
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pvi.models import bnn
 from pvi.text import table
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--epochs", type=int, default=40)
+parser.add_argument("--epochs", type=int, default=100)
 options = parser.parse_args()
 
 from sklearn.datasets import load_digits  # noqa: E402
@@ -43,7 +43,7 @@ def run(name: str) -> list[list[str]]:
     found = []
     for task, pair in enumerate(tasks):
         model = bnn.bayesianize(net, prior=prior, likelihood=bnn.Bernoulli())
-        guide = pvi.guides.MeanField(init_loc_fn=start, init_scale=1e-2)
+        guide = pvi.guides.MeanField(init_loc_fn=start, init_scale=0.05)
         program = pvi.local_reparam(model)
         fit = pvi.fit(
             program, guide, rows(pair, False), epochs=options.epochs, batch_size=64, seed=0

@@ -99,7 +99,8 @@ class Network:
         self, values: Tensors, normals: Normals, how: Mapping[str, str]
     ) -> tuple[Tensors, dict[str, str]]:
         """All tensors by the kind and the name of what they are, and each layer's way."""
-        tensors = {f"value:{name}": x for name, x in values.items()}
+        like = {name: weight.value for name, weight in self._weights.items()}
+        tensors = {f"value:{name}": x.to(like[name]) for name, x in values.items()}
         plan: dict[str, str] = {}
         for layer in self._layers:
             if layer.weight not in normals or how[layer.weight] not in KINDS:
@@ -107,7 +108,8 @@ class Network:
             plan[layer.name] = how[layer.weight]
             for name in (layer.weight, layer.bias):
                 if name is not None and name in normals:
-                    tensors[f"loc:{name}"], tensors[f"scale:{name}"] = normals[name]
+                    loc, scale = (x.to(like[name]) for x in normals[name])
+                    tensors |= {f"loc:{name}": loc, f"scale:{name}": scale}
             if how[layer.weight] == "local":
                 del tensors[f"value:{layer.weight}"]
             if layer.bias is not None and layer.bias in normals:

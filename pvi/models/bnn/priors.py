@@ -110,6 +110,12 @@ class Laplace(Prior):
         return dist.Laplace(centre, b).to_event(len(weight.shape))
 
 
+class _Mixture(dist.MixtureSameFamily):
+    """One of parts whose support is all reals, as its own is then; torch does not tell."""
+
+    support: Any = constraints.real
+
+
 class ScaleMixture(Prior):
     """$w \\sim \\pi N(0, \\sigma_1^2) + (1 - \\pi) N(0, \\sigma_2^2)$ (Blundell et al. 2015).
 
@@ -130,7 +136,7 @@ class ScaleMixture(Prior):
             for pair in ([self.pi, 1.0 - self.pi], [self.sd1, self.sd2])
         )
         parts = dist.Normal(torch.full_like(sds, weight.centre), sds)
-        mixture = dist.MixtureSameFamily(dist.Categorical(shares), parts)
+        mixture = _Mixture(dist.Categorical(shares), parts)
         return mixture.to_event(len(weight.shape))
 
 
