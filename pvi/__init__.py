@@ -29,6 +29,7 @@ from pvi.engine import (
     TraceMeanFieldELBO,
     WeightedDraws,
     kl,
+    local_reparam,
     penalty,
     schedules,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "kl",
     "latents",
     "load",
+    "local_reparam",
     "loo",
     "nuts",
     "penalty",

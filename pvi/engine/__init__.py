@@ -11,6 +11,7 @@ from pvi.engine.constructors import (
 )
 from pvi.engine.custom import WeightedDraws
 from pvi.engine.effects import kl, penalty
+from pvi.engine.local import local_reparam
 from pvi.engine.objective import Objective
 from pvi.engine.weighting import BetaTC, Capacity, FreeBits
 
@@ -27,6 +28,7 @@ __all__ = [
     "TraceMeanFieldELBO",
     "WeightedDraws",
     "kl",
+    "local_reparam",
     "penalty",
     "schedules",
 ]

@@ -1,6 +1,6 @@
 """What an objective does at each site, as a table to print."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,12 @@ def _particles(plan: Plan) -> str:
     return f"{'mapped' if plan.mapped else 'looped'}: {plan.reason}"
 
 
-def explain(terms: Terms, plan: Plan, objective: Any) -> Explanation:
-    """Describe terms that were just computed for an `Objective`."""
+def explain(terms: Terms, plan: Plan, objective: Any, more: Sequence[str] = ()) -> Explanation:
+    """Describe terms that were just computed for an `Objective`.
+
+    Args:
+        more: notes of the model's.
+    """
     o = objective
     notes = [f"bound: {_bound_name(o)}, {o.num_particles} particle(s)"]
     if o.is_weighted or callable(o.gradient):
@@ -49,6 +53,7 @@ def explain(terms: Terms, plan: Plan, objective: Any) -> Explanation:
     if terms.penalties:
         names = ", ".join(t.name for t in terms.penalties)
         notes.append(f"penalties, in the loss but in no bound: {names}")
+    notes += more
     weights = _weights(terms, o)
     rows = [_row(t, weights.get(t.name, "-"), o.gradient) for t in terms]
     sites = [site for t in terms if t.sites for site in summed(t.sites[0].members)]

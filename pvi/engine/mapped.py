@@ -75,7 +75,7 @@ def run_mapped(
         if "log_prob" in tensors:
             node["cond_indep_stack"] = (frame, *seen[name]["cond_indep_stack"])
         trace.add_node(name, **node)
-    trace.effects = []
+    trace.effects, trace.requests = [], []
     return trace
 
 

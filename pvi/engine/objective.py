@@ -141,8 +141,8 @@ class Objective(PyroELBO):
         """A printable table: per site its plates, how its KL is computed, gradient and weight."""
         plan = make_plan(model, guide, args, kwargs, self.bound_scope)
         with torch.no_grad():
-            terms = self._sampler(model, guide, args, kwargs, plan).draw().terms
-        return explain(terms, plan, self)
+            draw = self._sampler(model, guide, args, kwargs, plan).draw()
+        return explain(draw.terms, plan, self, draw.notes)
 
     def evaluate(
         self, model: Program, guide: Program, args: tuple = (), kwargs: Mapping | None = None

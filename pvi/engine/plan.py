@@ -4,7 +4,7 @@ weighted together.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from pvi.engine.bounds import Scope, fold
 from pvi.engine.enumeration import Enumeration, with_sites
 from pvi.engine.gradients import Detached
+from pvi.engine.independence import local_sites
 from pvi.engine.joint import NONE, terms_of
 from pvi.engine.look import agree, look
 from pvi.engine.mapped import run_mapped
@@ -50,6 +51,7 @@ class Plan:
             broadcast them; then no closed form of a KL is known.
         points: sites of the guide that are always the same, as in a MAP estimate.
         moving: Delta sites that restate a draw through a map with parameters of its own.
+        local: how weights may be drawn for which the model has asked, see `local_sites`.
     """
 
     nesting: int
@@ -60,14 +62,28 @@ class Plan:
     points: frozenset[str] = frozenset()
     moving: frozenset[str] = frozenset()
     mapped: bool = False
+    local: Mapping[str, str] = field(default_factory=dict)
 
     def run_model(
-        self, model: Program, args: tuple, kwargs: Mapping, guide_trace: Any, num: int
+        self,
+        model: Program,
+        args: tuple,
+        kwargs: Mapping,
+        guide_trace: Any,
+        num: int,
+        *,
+        local: bool = False,
     ) -> Any:
-        """The model's trace on `num` particles of the guide."""
+        """The model's trace on `num` particles of the guide.
+
+        Args:
+            local: activations may be drawn in the place of weights.
+        """
         if self.mapped and num > 1:
             return run_mapped(model, args, kwargs, guide_trace, num, self.nesting)
-        return run(self.enumeration.model(model, num), args, kwargs, guide_trace)
+        answers = self.local if local else None
+        model = self.enumeration.model(model, num)
+        return run(model, args, kwargs, guide_trace, answers=answers)
 
     def depth(self, num: int) -> int | None:
         """Plate dimensions under the particle plate of a run of `num`; `None` if it has none."""
@@ -107,8 +123,9 @@ def make_plan(
             "'auto'."
         )
     deltas = _deltas(enumeration.guide(guide), args, kwargs, guide_trace)
+    local = local_sites(guide, args, kwargs, guide_trace, model_trace)
     vectorized = mapped or not reason
-    return Plan(enumeration.nesting, vectorized, reason, scope, enumeration, *deltas, mapped)
+    return Plan(enumeration.nesting, vectorized, reason, scope, enumeration, *deltas, mapped, local)
 
 
 def single_plan(
@@ -126,7 +143,8 @@ def single_plan(
     scope = Scope()
     if score or not all(term.reparameterized for term in terms):
         scope = _checked_scope(*programs, guide_trace, terms, enumeration)
-    return Plan(enumeration.nesting, False, "", scope, enumeration, *deltas)
+    local = local_sites(guide, args, kwargs, guide_trace, model_trace)
+    return Plan(enumeration.nesting, False, "", scope, enumeration, *deltas, local=local)
 
 
 def _deltas(

@@ -19,6 +19,7 @@ from pvi.engine.gradients import (
     frozen,
     leaves_of,
 )
+from pvi.engine.independence import described
 from pvi.engine.joint import terms_of
 from pvi.engine.pairing import pair
 from pvi.engine.plan import Plan
@@ -43,12 +44,14 @@ class Draw:
     Args:
         taps: one for a batched run, else one a particle.
         control: log q of the inner sites at fixed draws, through the outer draws only, or `None`.
+        notes: what networks in the model do with their weights.
     """
 
     terms: Terms
     guide_trace: Any
     taps: list[Tap] = field(default_factory=list)
     control: Terms | None = None
+    notes: tuple[str, ...] = ()
 
     def set_ratio(self, ratio: Tensor, scaled: bool) -> None:
         """Hand each tap its draws' factor `(K, *plates)`."""
@@ -96,6 +99,7 @@ class Sampler:
             draws[-1].guide_trace,
             [tap for d in draws for tap in d.taps],
             concatenate(controls) if controls else None,
+            draws[-1].notes,
         )
 
     def _guide(self, num: int, given: Any = None) -> Any:
@@ -109,10 +113,28 @@ class Sampler:
             return self._run_path(num, given)
         guide_trace = self._guide(num, given)
         model_trace = self._model(num, guide_trace)
-        return Draw(self._terms(guide_trace, model_trace, num), guide_trace)
+        terms = self._terms(guide_trace, model_trace, num)
+        return Draw(terms, guide_trace, notes=self._notes(model_trace, num))
 
     def _model(self, num: int, guide_trace: Any) -> Any:
-        return self.plan.run_model(self.model, self.args, self.kwargs, guide_trace, num)
+        programs = (self.model, self.args, self.kwargs, guide_trace, num)
+        return self.plan.run_model(*programs, local=not self._why_not_local(num))
+
+    def _why_not_local(self, num: int) -> str:
+        """Why networks must run on the draws of their weights; "" if activations of the same
+        distribution will do.
+        """
+        if self.gradient not in ("auto", "reparam") or self.detached:
+            return f"gradient='{self.gradient}' is that of a draw"
+        if self.nested:
+            return "this objective weighs draws by their likelihoods"
+        if self.plan.mapped and num > 1:
+            return "the model is mapped over particles"
+        return ""
+
+    def _notes(self, model_trace: Any, num: int) -> tuple[str, ...]:
+        how, instead = self.plan.local, self._why_not_local(num)
+        return tuple(described(model_trace.requests, how, instead))
 
     def _terms(
         self, guide_trace: Any, model_trace: Any, num: int, sites: list[Site] | None = None

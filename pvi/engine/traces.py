@@ -19,6 +19,7 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
+from pvi.engine import local
 from pvi.engine.effects import TYPE
 
 PARTICLES = "_pvi_particles"
@@ -91,11 +92,13 @@ class Tracer(TraceMessenger):
     Args:
         given: a trace whose values are taken, or `None`.
         params: whether the parameters of guides of pvi must be among what is recorded.
+        answers: for which sites of `given` the model may have the distribution, see `local`.
     """
 
-    def __init__(self, given: Any, params: bool):
+    def __init__(self, given: Any, params: bool, answers: Mapping[str, str] | None = None):
         super().__init__()
-        self.params, self._effects = params, []
+        self.params, self._effects, self._requests = params, [], []
+        self._given, self._answers = given, answers
         self._replay = None if given is None else ReplayMessenger(trace=given)
 
     def _process_message(self, msg: Any) -> None:
@@ -109,23 +112,35 @@ class Tracer(TraceMessenger):
             self._pyro_post_param(msg)
         elif msg["type"] == TYPE:
             self._effects.append(msg)
+        elif msg["type"] == local.TYPE:
+            self._requests.append(msg["value"])
+            if self._answers and self._given is not None:
+                local.answer(msg["value"], self._given.nodes, self._answers)
 
     def done(self) -> Any:
-        """The trace; its `effects` are what `pvi.kl` and `pvi.penalty` said, as messages."""
+        """The trace; its `effects` are what `pvi.kl` and `pvi.penalty` said, as messages, and its
+        `requests` those of networks for the guide's normals.
+        """
         trace: Any = self.trace
-        trace.effects = self._effects
+        trace.effects, trace.requests = self._effects, self._requests
         return trace
 
 
 def run(
-    fn: Program, args: tuple, kwargs: Mapping, given: Any = None, *, params: bool = True
+    fn: Program,
+    args: tuple,
+    kwargs: Mapping,
+    given: Any = None,
+    *,
+    params: bool = True,
+    answers: Mapping[str, str] | None = None,
 ) -> Any:
     """Trace `fn(*args, **kwargs)`, taking the values of `given` (a trace) where it has them.
 
     Args:
-        params: as of `Tracer`.
+        params, answers: as of `Tracer`.
     """
-    with Tracer(given, params) as tracer:  # Pyro's own would rewrite errors
+    with Tracer(given, params, answers) as tracer:  # Pyro's own would rewrite errors
         fn(*args, **kwargs)
     return tracer.done()
 

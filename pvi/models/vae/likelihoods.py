@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pvi.errors import DataError, ModelError
+from pvi.errors import ModelError
+from pvi.models.support import check_support
 from pvi.nn import Component
 
 FLOOR = 1e-4  # of scales
@@ -87,16 +88,8 @@ class Likelihood(Component):
         Raises:
             DataError: naming the first element, and what to do.
         """
-        bad = ~self.supports(x)
-        if bad.any():
-            place = tuple(bad.nonzero()[0].tolist())
-            value = float(x[place])
-            advice = self.advice if math.isfinite(value) else "Drop or impute what is not finite."
-            raise DataError(
-                f"{type(self).__name__} needs {self.values}, but {int(bad.sum()):,} of "
-                f"{bad.numel():,} elements of X are not, first X{list(place)} = {value:.4g}. "
-                f"{advice}"
-            )
+        kind = type(self).__name__
+        check_support(kind, self.values, self.advice, self.supports(x), x)
 
 
 def batch_of(
