@@ -22,6 +22,7 @@ from pvi.models.bnn.priors import (
     ScaleMixture,
 )
 from pvi.models.bnn.selection import Weight, last_layer, weights
+from pvi.models.bnn.training import Recipe, he
 
 __all__ = [
     "BayesianModule",
@@ -39,10 +40,12 @@ __all__ = [
     "Poisson",
     "Pretrained",
     "Prior",
+    "Recipe",
     "ScaleMixture",
     "StudentT",
     "Weight",
     "bayesianize",
+    "he",
     "last_layer",
     "weights",
 ]

@@ -76,13 +76,14 @@ class BayesianModule(nn.Module):
         self._check(inputs)
         if any(True for _ in self.parameters()):
             pyro.module(type(self).__name__.lower(), self)
-        with self._copies_plate():
+        copies = self._copies_plate()
+        with copies:
             values = {n: pyro.sample(n, self.prior(weight)) for n, weight in self._weights.items()}
         f = self._function(inputs, values)
-        with self._copies_plate():
+        with copies:
             latents = self.likelihood.latents(f)
         rows = pyro.plate(self.plate, len(inputs[0]), dim=-2 if self.copies > 1 else -1)
-        with rows, self._copies_plate():
+        with rows, copies:
             f = pyro.deterministic("f", f, event_dim=1)
             return pyro.sample("y", self.likelihood(f, **latents), obs=y)
 
