@@ -1,6 +1,10 @@
 """Bayesian neural networks: any module with random weights, as a Pyro model."""
 
+from typing import TYPE_CHECKING, Any
+
+from pvi.models.bnn import metrics
 from pvi.models.bnn.bayesian import BayesianModule, bayesianize
+from pvi.models.bnn.continual import posterior_as_prior
 from pvi.models.bnn.likelihoods import (
     Bernoulli,
     Categorical,
@@ -24,7 +28,12 @@ from pvi.models.bnn.priors import (
 from pvi.models.bnn.selection import Weight, last_layer, weights
 from pvi.models.bnn.training import Recipe, he
 
+if TYPE_CHECKING:
+    from pvi.models.bnn.estimators import BNNClassifier, BNNRegressor
+
 __all__ = [
+    "BNNClassifier",
+    "BNNRegressor",
     "BayesianModule",
     "Bernoulli",
     "Categorical",
@@ -47,5 +56,16 @@ __all__ = [
     "bayesianize",
     "he",
     "last_layer",
+    "metrics",
+    "posterior_as_prior",
     "weights",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The estimators, which need scikit-learn, at their first use."""
+    if name not in ("BNNClassifier", "BNNRegressor"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pvi.models.bnn import estimators
+
+    return getattr(estimators, name)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +42,18 @@ class LinearPosterior:
         """
         features = features.to(self.mean)
         return features @ self.mean, (features @ self.covariance * features).sum(-1)
+
+    def draws(self, features: Tensor, num_draws: int, rng: np.random.Generator) -> np.ndarray:
+        """Draws of the function at some features, `(num_draws, N)`.
+
+        Args:
+            features: `(N, p)`.
+            num_draws: how many.
+            rng: for their weights, which all rows share.
+        """
+        noise = torch.as_tensor(rng.standard_normal((num_draws, len(self.mean))))
+        weights = self.mean + noise @ torch.linalg.cholesky(self.covariance).T
+        return (weights @ features.to(weights).T).numpy()
 
     @property
     def mean_field_bound(self) -> float:

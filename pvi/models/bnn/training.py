@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,16 @@ import pvi
 from pvi.errors import FitError
 from pvi.guides.init import prior_median
 from pvi.models.bnn.bayesian import BayesianModule
+from pvi.models.bnn.stopping import EarlyStopping
+
+
+class Stopping(NamedTuple):
+    """Held-out rows x and y, steps between two looks at them, and looks without a better one."""
+
+    x: Any
+    y: Tensor
+    every: int
+    patience: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,14 @@ class Recipe:
             raise FitError(f"kl_weight: expected a number > 0, got {self.kl_weight}")
 
     def fit(
-        self, model: BayesianModule, x: Any, y: Tensor, *, start: Any = None, **options: Any
+        self,
+        model: Any,
+        x: Any,
+        y: Tensor,
+        *,
+        start: Any = None,
+        stopping: Stopping | None = None,
+        **options: Any,
     ) -> pvi.Fit:
         """Fit a network's weights.
 
@@ -62,14 +79,22 @@ class Recipe:
             model: of `bayesianize`, possibly with copies.
             x, y: the model's arguments.
             start: an `init_loc_fn` of `pvi.guides`, by default `he(model)`.
-            options: of `pvi.fit`, such as seed, progress, validation_data.
+            stopping: ends the fit where held-out rows are predicted best.
+            options: of `pvi.fit`, such as seed and progress.
         """
         guide = pvi.guides.MeanField(init_loc_fn=start or he(model), init_scale=self.init_scale)
-        kind = self.local_reparam
-        program = model if kind is None else pvi.local_reparam(model, kind=kind)
+        program = self.program(model)
         batch_size = min(self.batch_size, len(y))
         given = {"steps": self.steps, "batch_size": batch_size, "lr": self.lr} | options
+        if stopping is not None:
+            look = EarlyStopping(program, guide, *stopping)
+            given["callbacks"] = [*given.get("callbacks", ()), look]
         return pvi.fit(program, guide, (x, y), objective=self.objective(), **given)
+
+    def program(self, model: Any) -> Any:
+        """The model as it is trained."""
+        kind = self.local_reparam
+        return model if kind is None else pvi.local_reparam(model, kind=kind)
 
     def objective(self) -> pvi.Objective:
         """The ELBO with this weight of the KL."""
