@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-STEPS, RATE = 3000, 0.05
+STEPS, RATE = 2000, 0.05
 LAST = 500  # losses of which the reported bound is the mean
 
 
@@ -35,12 +35,12 @@ def negative_log_density(noise: float) -> Callable[[Tensor, Tensor], Tensor]:
     return loss
 
 
-def descend(parameters: Any, loss: Callable[[], Tensor], steps: int = STEPS) -> float:
+def descend(parameters: Any, loss: Callable[[], Tensor]) -> float:
     """Adam with a rate that falls along a cosine; minus the mean of the last losses."""
     optimizer = torch.optim.Adam(parameters, lr=RATE)
-    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     losses = []
-    for _ in range(steps):
+    for _ in range(STEPS):
         optimizer.zero_grad()
         value = loss()
         value.backward()

@@ -274,8 +274,11 @@ class BNN(BaseEstimator):
         if tree.get("estimator") != cls.__name__:
             kind = tree.get("estimator", "something else")
             raise CheckpointError(f"{folder} holds {kind}, no {cls.__name__}")
-        arguments = {name: make(x, modules, name) for name, x in tree["arguments"].items()}
-        found = cls(**arguments)
+        arguments = {
+            name: modules[name] if name in modules else make(x, modules, name)
+            for name, x in tree["arguments"].items()
+        }
+        found = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
         restore(found, from_plain(tree["state"]))
         return found
 
