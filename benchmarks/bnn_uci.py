@@ -140,8 +140,8 @@ def read(folder: Path, name: str, *, seed: int | None = None) -> Splits:
 
 
 def trained(rows: Rows, weights: Tensor, head: str, plan: Plan, seed: int) -> Any:
-    """The posterior of a network for each column."""
-    copies, inputs = rows.x.shape[1:]
+    """The posterior of a network for each column, or of one where there are none."""
+    copies, inputs = rows.x.shape[1] if rows.x.dim() > 2 else 1, rows.x.shape[-1]
     likelihood = bnn.Gaussian(HEADS[head])
     module = MLP(inputs, likelihood.width, (50,), "relu")
     model = bnn.bayesianize(module, likelihood=likelihood, copies=copies)
