@@ -6,6 +6,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pvi.engine.traces import preserved_rng
 from pvi.posterior import Posterior
 
 Latents = dict[str, Tensor]
@@ -19,9 +20,7 @@ def draw_networks(posterior: Posterior, num_draws: int, seed: int | None = None)
         num_draws: how many.
         seed: makes it repeatable.
     """
-    args, kwargs = posterior.data.probe()
-    del kwargs
-    x, y = args
+    (x, y), _ = posterior.data.probe()
     few = tuple(part[:1] for part in x) if isinstance(x, tuple | list) else x[:1]
     draws = posterior.on((few, y[:1])).sample(num_draws, seed=seed)
     return {name: value for name, value in draws.items() if name != "f"}
@@ -42,7 +41,8 @@ def predicted(posterior: Posterior, networks: Latents, x: Any) -> Any:
     num = len(next(iter(networks.values())))
     depth = 3 if model.copies > 1 else 2
     given = {name: value.unsqueeze(1) for name, value in networks.items()}
-    with posterior.drawing(None), pyro.plate("draws", num, dim=-depth):
+    # y is drawn on the way, for nobody
+    with preserved_rng(), posterior.drawing(None), pyro.plate("draws", num, dim=-depth):
         conditioned = pyro.poutine.condition(model, data=given)
         return pyro.poutine.trace(conditioned).get_trace(x).nodes["y"]["fn"]
 
