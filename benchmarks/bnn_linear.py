@@ -14,7 +14,6 @@ import pvi
 from benchmarks.bnn_peers import PEERS, RATE, STEPS, Found, run, version
 from benchmarks.common import parser, report
 from pvi.models import bnn
-from pvi.models.bnn.continual import marginals
 from pvi.models.bnn.linear import LinearPosterior, linear_posterior
 
 ROWS, NOISE = 50, 0.5
@@ -77,10 +76,8 @@ def ours(x: Tensor, y: Tensor, particles: int, local: bool, guide: Any) -> tuple
     fit = pvi.fit(program, guide, (x, y), **options)
     reported = float(fit.posterior.log_weights(20_000, seed=1).mean())
     if isinstance(guide, pvi.guides.MeanField):
-        found = marginals(fit, {"weight": False, "bias": False})
-        mean, sd = (
-            torch.cat([x.flatten() for x in part]) for part in zip(*found.values(), strict=True)
-        )
+        both = zip(*posterior_as_prior(fit).values.values(), strict=True)
+        mean, sd = (torch.cat([x.flatten() for x in each]) for each in both)
         return (mean, torch.diag(sd.square())), reported
     draws = fit.posterior.sample(400_000, seed=0)
     flat = torch.cat([draws["weight"].flatten(1), draws["bias"].flatten(1)], 1)

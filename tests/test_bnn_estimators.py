@@ -195,10 +195,10 @@ def test_the_next_rows_start_from_the_posterior() -> None:
     with before.posterior.drawing(None):
         mean = before.guide.mean()
     prior = model._fitted.model.prior
-    for name, (loc, scale) in prior.marginals.items():
+    for name, (loc, scale) in prior.values.items():
         assert torch.equal(loc, mean[name]) and bool((scale > 0).all())
     spread = before.posterior.sample(4000, seed=0)
-    for name, (_, scale) in prior.marginals.items():
+    for name, (_, scale) in prior.values.items():
         ratio = spread[name].std(0) / scale
         assert float((ratio - 1).abs().max()) < 5 / 8000**0.5
     logs = spread["noise"].log()

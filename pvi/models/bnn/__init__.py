@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 from pvi.models.bnn import metrics
 from pvi.models.bnn.bayesian import BayesianModule, bayesianize
 from pvi.models.bnn.continual import posterior_as_prior
+from pvi.models.bnn.dropout import MCDropout
+from pvi.models.bnn.functions import plot_prior, prior_draws
 from pvi.models.bnn.likelihoods import (
     Bernoulli,
     Categorical,
@@ -25,6 +27,7 @@ from pvi.models.bnn.priors import (
     Prior,
     ScaleMixture,
 )
+from pvi.models.bnn.rank_one import factors, rank_one
 from pvi.models.bnn.selection import Weight, last_layer, weights
 from pvi.models.bnn.training import Recipe, he
 
@@ -44,6 +47,7 @@ __all__ = [
     "Horseshoe",
     "Laplace",
     "Likelihood",
+    "MCDropout",
     "NegativeBinomial",
     "Ordinal",
     "Poisson",
@@ -54,10 +58,14 @@ __all__ = [
     "StudentT",
     "Weight",
     "bayesianize",
+    "factors",
     "he",
     "last_layer",
     "metrics",
+    "plot_prior",
     "posterior_as_prior",
+    "prior_draws",
+    "rank_one",
     "weights",
 ]
 

@@ -17,9 +17,10 @@ from pvi.engine.traces import preserved_rng
 from pvi.errors import CheckpointError, FitError
 from pvi.fit.storage import read, write
 from pvi.models.bnn.bayesian import BayesianModule, bayesianize
-from pvi.models.bnn.continual import noise_prior, posterior_as_prior
+from pvi.models.bnn.continual import posterior_as_prior
 from pvi.models.bnn.fitted import Fitted, Units
 from pvi.models.bnn.likelihoods import Likelihood
+from pvi.models.bnn.noise import noise_prior
 from pvi.models.bnn.stored import from_plain, plain, restore, state_of
 from pvi.models.bnn.training import Recipe, Stopping
 from pvi.nn import MLP

@@ -1,96 +1,64 @@
-"""Learning from one set of data after another: yesterday's posterior is today's prior."""
+"""A posterior as the prior of what comes next."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import pyro.distributions as dist
-import torch
 from torch import Tensor
 
 import pvi
-from pvi.errors import ModelError
-from pvi.models.bnn.priors import Prior, normal
+from pvi.engine.local import normal_of
+from pvi.engine.traces import run_hidden, sample_nodes
+from pvi.errors import GuideError
+from pvi.models.bnn.priors import FanIn, Prior, as_prior, normal
 from pvi.models.bnn.selection import Weight
 
-ONE_SD = (0.15865525, 0.5, 0.84134475)  # quantiles of a normal at -1, 0 and 1 sd
 
-
-class Remembered(Prior):
-    """Independent normals $w \\sim N(m, s^2)$ with a mean and an sd for each number.
+class Normals(Prior):
+    """Independent normals of given means and standard deviations.
 
     Args:
-        marginals: mean and sd of each random tensor by its name.
+        values: mean and standard deviation of tensors, by name.
+        default: the prior of tensors that are not there.
     """
 
-    def __init__(self, marginals: Mapping[str, tuple[Tensor, Tensor]]):
+    def __init__(self, values: Mapping[str, tuple[Tensor, Tensor]], default: Prior):
         super().__init__()
-        self.marginals = dict(marginals)
+        self.values, self.default = dict(values), default
 
     def forward(self, weight: Weight) -> Any:
-        if weight.name not in self.marginals:
-            raise ModelError(
-                f"the posterior that is the prior here has no weight '{weight.name}', only "
-                f"{sorted(self.marginals)}"
-            )
-        loc, scale = self.marginals[weight.name]
-        if loc.shape[loc.dim() - len(weight.shape) :] != weight.shape:
-            raise ModelError(
-                f"the posterior that is the prior here has '{weight.name}' of shape "
-                f"{tuple(loc.shape)}, but the network's is {tuple(weight.shape)}"
-            )
-        return normal(loc, scale, weight)
+        if weight.name not in self.values:
+            return self.default(weight)
+        return normal(*self.values[weight.name], weight)
 
 
-def posterior_as_prior(fit: pvi.Fit) -> Remembered:
-    r"""The prior for the next data (Nguyen, Li, Bui, Turner 2018).
+def posterior_as_prior(fit: pvi.Fit, default: Any = None) -> Prior:
+    """The posterior of the weights as a prior: variational continual learning (Nguyen et al. 2018).
 
-    .. math:: p_t(w) = q_{t-1}(w) \approx p(w \mid D_1, \ldots, D_{t-1})
-
-    It keeps the means and sds of all weights. What a guide knows of their correlations is lost, and
-    so is what the approximation of each step lacks.
+    After data $D_1$, $q_1(w) \\approx p(w \\mid D_1)$; with it as prior the posterior after $D_2$
+    is that after both. Means and standard deviations are kept, correlations are not.
 
     Args:
-        fit: of a model of `bayesianize`, with a guide of `pvi.guides`.
+        fit: of a model of `bayesianize`, with a guide that has them in closed form.
+        default: the prior of weights that the fit does not know, such as those of a new head;
+            `FanIn()` if `None`.
 
-    Returns:
-        A prior for `bayesianize`, of a module with tensors of the same names and shapes. Give the
-        next fit no warm-up of the KL: it would forget meanwhile.
+    Raises:
+        GuideError: a site's guide has no mean or standard deviation in closed form.
     """
-    return Remembered(marginals(fit, dict.fromkeys(_model(fit).sites, False)))
+    posterior = fit.posterior
+    with posterior.drawing(0) as runner:
+        nodes = sample_nodes(run_hidden(fit.guide, runner.args, runner.kwargs))
+        weights = [name for name in nodes if name in fit.model.sites]  # type: ignore[attr-defined]
+        found = {name: _moments(name, nodes[name]["fn"]) for name in weights}
+    values = {name: tuple(x.detach().clone() for x in pair) for name, pair in found.items()}
+    return Normals(values, FanIn() if default is None else as_prior(default))  # type: ignore[arg-type]
 
 
-def noise_prior(fit: pvi.Fit) -> Any:
-    """What was learned of the site "noise" as a log-normal, its own family in a mean-field guide.
-
-    Args:
-        fit: of a model with a latent noise.
-
-    Returns:
-        `prior=` of the next `Gaussian`; `None` for a model without that site.
-    """
-    if "noise" not in fit.guide.latents:  # type: ignore[union-attr]
-        return None
-    loc, scale = marginals(fit, {"noise": True})["noise"]
-    return dist.LogNormal(loc, scale)
-
-
-def marginals(fit: pvi.Fit, logs: Mapping[str, bool]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Means and sds of sites, or of the logarithms of those that are positive.
-
-    Args:
-        logs: whether to take the logarithm, by the name of the site.
-    """
-    guide: Any = fit.guide
-    with fit.posterior.drawing(None):
-        found = guide.quantiles(ONE_SD)
-    quantiles = {n: found[n].log() if log else found[n] for n, log in logs.items()}
-    return {n: (q[1], torch.maximum((q[2] - q[0]) / 2, _least(q[1]))) for n, q in quantiles.items()}
-
-
-def _least(loc: Tensor) -> Tensor:
-    """An sd that a difference of quantiles around `loc` can still resolve."""
-    return torch.finfo(loc.dtype).eps * (1.0 + loc.abs())
-
-
-def _model(fit: pvi.Fit) -> Any:
-    return fit.model
+def _moments(name: str, fn: Any) -> tuple[Tensor, Tensor]:
+    try:
+        return normal_of(fn) or (fn.mean, fn.stddev)
+    except NotImplementedError:
+        raise GuideError(
+            f"the guide has no mean and standard deviation of site '{name}' in closed form "
+            f"({type(fn).__name__}). Fit pvi.guides.MeanField, LowRank or FullRank to carry on from"
+        ) from None

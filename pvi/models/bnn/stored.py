@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 import pvi
-from pvi.models.bnn.continual import Remembered
+from pvi.models.bnn.continual import Normals
 from pvi.models.bnn.fitted import Fitted, Units
 from pvi.models.bnn.linear import LinearPosterior
+from pvi.models.bnn.priors import FanIn
 
 State = dict[str, Any]
 
@@ -30,7 +31,7 @@ def state_of(estimator: Any) -> State:
     if estimator._memory is not None:
         prior, noise = estimator._memory
         pair = None if noise is None else (noise.loc, noise.scale)
-        memory = {"weights": {n: tuple(x) for n, x in prior.marginals.items()}, "noise": pair}
+        memory = {"weights": {n: tuple(x) for n, x in prior.values.items()}, "noise": pair}
     return {
         "attributes": attributes,
         "units": vars(fitted.units),
@@ -54,7 +55,7 @@ def restore(estimator: Any, state: State) -> None:
     estimator._memory = None
     if memory is not None:
         noise = None if memory["noise"] is None else dist.LogNormal(*memory["noise"])
-        estimator._memory = Remembered(memory["weights"]), noise
+        estimator._memory = Normals(memory["weights"], FanIn()), noise
     units = Units(**state["units"])
     fit = _load(estimator, units, state["fit"])
     head = None if state["head"] is None else LinearPosterior(**state["head"])
