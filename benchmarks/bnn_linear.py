@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import pvi
-from benchmarks.bnn_peers import PEERS, RATE, STEPS, Found, run, version
+from benchmarks.bnn_peers import PEERS, Found, run, version
 from benchmarks.common import parser, report
 from pvi.models import bnn
+from pvi.models.bnn.continual import posterior_as_prior
 from pvi.models.bnn.linear import LinearPosterior, linear_posterior
 
 ROWS, NOISE = 50, 0.5
@@ -72,7 +73,7 @@ def ours(x: Tensor, y: Tensor, particles: int, local: bool, guide: Any) -> tuple
     objective = pvi.ELBO(particles, kl="exact")
     options = {"objective": objective, "seed": 0, "progress": False}
     if local:
-        options |= {"steps": STEPS, "lr": RATE}
+        options["optimizer"] = "adam"  # until its averages are level
     fit = pvi.fit(program, guide, (x, y), **options)
     reported = float(fit.posterior.log_weights(20_000, seed=1).mean())
     if isinstance(guide, pvi.guides.MeanField):
