@@ -329,7 +329,8 @@ class BNNClassifier(ClassifierMixin, BNN):
         Args:
             X: `(N, d)`.
         """
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        best = self.predict_proba(X).argmax(1)
+        return self.classes_[best]
 
     def sample_predict(self, X: Any, num_draws: int = 100, seed: int | None = None) -> np.ndarray:
         """Draws of y from the posterior predictive, `(num_draws, N)` classes.
@@ -339,7 +340,8 @@ class BNNClassifier(ClassifierMixin, BNN):
             num_draws: how many.
             seed: makes it repeatable.
         """
-        return self.classes_[self._draws(self._read(X), num_draws, seed).astype(int)]
+        draws = self._draws(self._read(X), num_draws, seed).astype(int)
+        return self.classes_[draws]
 
     def log_likelihood(self, X: Any, y: Any) -> np.ndarray:
         """Log probability of each row's class under the mixture of networks, `(N,)` nats.
