@@ -1,11 +1,14 @@
 """What networks drawn from a posterior predict, before they are averaged."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 
+from pvi.engine.params import Params
 from pvi.engine.traces import preserved_rng
 from pvi.posterior import Posterior
 
@@ -16,14 +19,16 @@ def draw_networks(posterior: Posterior, num_draws: int, seed: int | None = None)
     """Weights and what else is shared by all data, `(num_draws, *site)` for each site.
 
     Args:
-        posterior: of a model of `bayesianize`.
+        posterior: of a model of `bayesianize`, with a guide of `pvi.guides`.
         num_draws: how many.
-        seed: makes it repeatable.
+        seed: makes it repeatable, and leaves the caller's random state alone.
     """
-    (x, y), _ = posterior.data.probe()
-    few = tuple(part[:1] for part in x) if isinstance(x, tuple | list) else x[:1]
-    draws = posterior.on((few, y[:1])).sample(num_draws, seed=seed)
-    return {name: value for name, value in draws.items() if name != "f"}
+    if seed is None:
+        with evaluating(posterior.params):
+            return posterior.guide.sample(num_draws)  # type: ignore[attr-defined]
+    with preserved_rng():
+        torch.manual_seed(seed)
+        return draw_networks(posterior, num_draws)
 
 
 def predicted(posterior: Posterior, networks: Latents, x: Any) -> Any:
@@ -37,14 +42,25 @@ def predicted(posterior: Posterior, networks: Latents, x: Any) -> Any:
     Returns:
         A distribution of batch shape `(S, N)`, with copies `(S, N, copies)`.
     """
-    model: Any = posterior.model
+    with evaluating(posterior.params):
+        return conditional(posterior.model, networks, x)
+
+
+def conditional(model: Any, networks: Latents, x: Any) -> Any:
+    """The same inside of `evaluating`, for a model with the parameters that are in force."""
     num = len(next(iter(networks.values())))
     depth = 3 if model.copies > 1 else 2
     given = {name: value.unsqueeze(1) for name, value in networks.items()}
-    # y is drawn on the way, for nobody
-    with preserved_rng(), posterior.drawing(None), pyro.plate("draws", num, dim=-depth):
+    with preserved_rng(), pyro.plate("draws", num, dim=-depth):  # y is drawn too, for nobody
         conditioned = pyro.poutine.condition(model, data=given)
         return pyro.poutine.trace(conditioned).get_trace(x).nodes["y"]["fn"]
+
+
+@contextmanager
+def evaluating(params: Params) -> Iterator[None]:
+    """Inside: these parameters, no gradients, modules in evaluation mode."""
+    with params.scope(), params.evaluation(), torch.no_grad():
+        yield
 
 
 def members_first(values: Tensor, copies: int) -> Tensor:

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pvi.engine.traces import preserved_rng
 from pvi.models.bnn.metrics import mixture_log_likelihood
-from pvi.models.bnn.predictive import draw_networks, members_first, predicted
-from pvi.posterior import Posterior
+from pvi.models.bnn.predictive import conditional, evaluating, members_first
 
 DRAWS, SEED = 16, 0  # the same noise each time: two looks differ by the parameters alone
 
@@ -32,7 +32,7 @@ class EarlyStopping:
     """
 
     def __init__(self, model: Any, guide: Any, x: Any, y: Tensor, every: int, patience: int):
-        self._programs, self._rows = (model, guide), (x, y)
+        self._model, self._guide, self._rows = model, guide, (x, y)
         self._every, self._patience = every, patience
         self.best, self.step, self._waited = -math.inf, 0, 0
         self._values: dict[str, Tensor] = {}
@@ -40,8 +40,7 @@ class EarlyStopping:
     def __call__(self, step: Any) -> str:
         if step.step % self._every:
             return ""
-        posterior = Posterior(*self._programs, self._rows, params=step.params, checked=True)
-        score = float(log_likelihood(posterior, *self._rows, DRAWS, SEED).mean())
+        score = self._score(step.params)
         if score > self.best:
             self.best, self.step, self._waited = score, step.step, 0
             self._values = {k: x.detach().clone() for k, x in step.params.tensors().items()}
@@ -60,9 +59,11 @@ class EarlyStopping:
                     x.copy_(self._values[name])
         params.freeze()
 
-
-def log_likelihood(posterior: Posterior, x: Any, y: Tensor, num_draws: int, seed: int) -> Tensor:
-    """Log density of each row under the mixture of drawn networks, `(N,)`, nats."""
-    model: Any = posterior.model
-    fn = predicted(posterior, draw_networks(posterior, num_draws, seed), x)
-    return mixture_log_likelihood(members_first(fn.log_prob(y), model.copies))
+    def _score(self, params: Any) -> float:
+        """Mean log density of a held-out row under the mixture, nats."""
+        x, y = self._rows
+        with preserved_rng(), evaluating(params):
+            torch.manual_seed(SEED)
+            fn = conditional(self._model, self._guide.sample(DRAWS), x)
+            log_lik = members_first(fn.log_prob(y), self._model.copies)
+        return float(mixture_log_likelihood(log_lik).mean())
