@@ -43,11 +43,11 @@ class Plan:
 
 PLANS = {
     "wine-quality-red": Plan(600, 64),
-    "bostonHousing": Plan(800, 64),
-    "energy": Plan(1500, 64),
-    "power-plant": Plan(1000, 64),
+    "bostonHousing": Plan(1000, 64),
+    "energy": Plan(2000, 64),
     "concrete": Plan(2000, 64),
-    "kin8nm": Plan(2500, 64),
+    "power-plant": Plan(1500, 128),
+    "kin8nm": Plan(3000, 128),
 }
 # Gal and Ghahramani (2016), table 1 (first two); Lakshminarayanan et al. (2017), table 1; Wu et al.
 # (2019), table 2, heteroscedastic. The tuned MC dropout is computed from its results per split.

@@ -1,5 +1,6 @@
 """`bayesianize`: any module as a Pyro model with random weights."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -74,8 +75,7 @@ class BayesianModule(nn.Module):
         """
         inputs = tuple(x) if isinstance(x, tuple | list) else (x,)
         self._check(inputs)
-        if any(True for _ in self.parameters()):
-            pyro.module(type(self).__name__.lower(), self)
+        self._register()
         copies = self._copies_plate()
         with copies:
             values = {n: pyro.sample(n, self.prior(weight)) for n, weight in self._weights.items()}
@@ -86,6 +86,13 @@ class BayesianModule(nn.Module):
         with rows, copies:
             f = pyro.deterministic("f", f, event_dim=1)
             return pyro.sample("y", self.likelihood(f, **latents), obs=y)
+
+    def _register(self) -> None:
+        """Tell Pyro of the parameters that are no latents."""
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            with warnings.catch_warnings():  # of Pyro's, on parameters that are frozen on purpose
+                warnings.filterwarnings("ignore", ".*requires_grad=False")
+                pyro.module(type(self).__name__.lower(), self)
 
     def _function(self, inputs: tuple[Tensor, ...], values: dict[str, Tensor]) -> Tensor:
         asked = request(self.sites)

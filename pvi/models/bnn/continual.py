@@ -50,8 +50,8 @@ def posterior_as_prior(fit: pvi.Fit, default: Any = None) -> Prior:
         nodes = sample_nodes(run_hidden(fit.guide, runner.args, runner.kwargs))
         weights = [name for name in nodes if name in fit.model.sites]  # type: ignore[attr-defined]
         found = {name: _moments(name, nodes[name]["fn"]) for name in weights}
-    values = {name: tuple(x.detach().clone() for x in pair) for name, pair in found.items()}
-    return Normals(values, FanIn() if default is None else as_prior(default))  # type: ignore[arg-type]
+    values = {n: (m.detach().clone(), s.detach().clone()) for n, (m, s) in found.items()}
+    return Normals(values, FanIn() if default is None else as_prior(default))
 
 
 def _moments(name: str, fn: Any) -> tuple[Tensor, Tensor]:

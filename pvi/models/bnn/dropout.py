@@ -33,12 +33,15 @@ class ColumnDropout(TorchDistribution):
     """
 
     has_rsample = True  # the choice of columns has no parameters
-    arg_constraints: dict = {}  # noqa: RUF012
 
     def __init__(self, loc: Tensor, scale: float, rate: float, event_dim: int):
         self.loc, self.scale, self.rate = loc, scale, rate
         cut = loc.dim() - event_dim
         super().__init__(loc.shape[:cut], loc.shape[cut:], validate_args=False)
+
+    @property
+    def arg_constraints(self) -> dict:
+        return {}
 
     @property
     def support(self) -> constraints.Constraint:

@@ -34,6 +34,12 @@ class Layer:
     weight: str
     bias: str | None
 
+    @property
+    def tensor(self) -> Tensor:
+        """The weight in the module."""
+        weight: Any = self.module.weight
+        return weight.detach()
+
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer with other numbers, its stride, padding and groups included."""
         if isinstance(self.module, nn.Linear):
@@ -43,11 +49,10 @@ class Layer:
 
     def per_datum(self, x: Tensor) -> list[int]:
         """The shape of one number for each datum and output channel."""
-        weight: Any = self.module.weight
-        rest = [1] * (x.dim() - 2)
+        rest, outputs = [1] * (x.dim() - 2), self.tensor.shape[0]
         if isinstance(self.module, nn.Linear):
-            return [len(x), *rest, weight.shape[0]]
-        return [len(x), weight.shape[0], *rest]
+            return [len(x), *rest, outputs]
+        return [len(x), outputs, *rest]
 
     def inputs(self, x: Tensor) -> list[int]:
         """The same for input channels."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pvi.engine.local import KINDS
 from pvi.engine.traces import preserved_on_error, preserved_rng
@@ -207,12 +208,17 @@ class Network:
 
     @contextmanager
     def _slow_attention(self) -> Iterator[None]:
-        """Run attention layer by layer: torch's fused kernels read weights past the layers."""
-        before = torch.backends.mha.get_fastpath_enabled()
-        if self._attends:
-            torch.backends.mha.set_fastpath_enabled(False)
-        try:
+        """Run attention layer by layer, in operations that can be batched: torch's fused kernels
+        read weights past the layers.
+        """
+        if not self._attends:
             yield
+            return
+        before = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
         finally:
             torch.backends.mha.set_fastpath_enabled(before)
 

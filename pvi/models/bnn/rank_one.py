@@ -47,7 +47,8 @@ def rank_one(module: nn.Module) -> nn.Module:
         raise ModelError("rank_one needs linear layers or convolutions; the module has none")
     for layer in layers:
         with torch.no_grad():
-            parametrize.register_parametrization(layer, "weight", Factors(layer.weight))  # type: ignore[arg-type]
+            made = Factors(layer.weight)  # type: ignore[arg-type]
+            parametrize.register_parametrization(layer, "weight", made)
     return net
 
 

@@ -8,6 +8,7 @@ notice.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,9 +52,9 @@ def _seen(layer: Layer, shapes: Sequence[torch.Size]) -> str:
     if len(shapes) != len(ROWS):
         count = len(shapes) / len(ROWS)
         return f"sampled: its layer runs {count:g} times"
-    linear = isinstance(layer.module, nn.Linear)
+    linear, weight = isinstance(layer.module, nn.Linear), layer.tensor
     depth = len(shapes[0])
-    wanted = depth >= 2 if linear else depth == layer.module.weight.dim()  # type: ignore[union-attr, operator]
+    wanted = depth >= 2 if linear else depth == weight.dim()
     follows = all(len(s) and s[0] == rows for s, rows in zip(shapes, ROWS, strict=True))
     if not wanted or not follows:
         return "sampled: rows of data are not the first dimension of its layer's input"
@@ -64,14 +65,14 @@ def _unnoticed(layers: Sequence[Layer], run: Run, expected: Tensor) -> bool:
     """Whether the network's output is the same where only the layers know their weights."""
     hooks, poison = {}, {}
     for layer in layers:
-        weight, bias = layer.module.weight, layer.module.bias
-        hooks[layer.name] = partial(_put_right, layer, weight.detach(), bias)  # type: ignore[operator]
-        for name, x in ((layer.weight, weight), (layer.bias, bias)):
+        bias: Any = layer.module.bias
+        hooks[layer.name] = partial(_put_right, layer, layer.tensor, bias)
+        for name, x in ((layer.weight, layer.tensor), (layer.bias, bias)):
             if name is not None:
-                poison[name] = torch.full_like(x, torch.nan)  # type: ignore[arg-type]
+                poison[name] = torch.full_like(x, torch.nan)
     found = run(ROWS[-1], poison, hooks)
     return bool(expected.isfinite().all()) and torch.allclose(found, expected)
 
 
-def _put_right(layer: Layer, weight: Tensor, bias: Tensor, x: Tensor, output: Tensor) -> Tensor:
+def _put_right(layer: Layer, weight: Tensor, bias: Any, x: Tensor, output: Tensor) -> Tensor:
     return layer.apply(x, weight, bias)
