@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 NEEDS_DATA = {
+    "bnn": ".",
     "posteriordb": "posteriordb",
     "radon": "posteriordb",
     "starts": "posteriordb",

@@ -56,14 +56,23 @@ def plot_reliability(check: Any) -> "Figure":
     """
     figure, panels = _panels(check, "reliability")
     for site, axes in panels:
-        r = site.reliability
-        axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-        axes.vlines(r.confidence, r.low, r.high, color=GREY, linewidth=6)
-        axes.plot(r.confidence, r.frequency, "o", color=BLUE)
+        draw_reliability(axes, site.reliability)
         what = "P(1)" if site.kind == "binary" else "P(most probable class)"
-        axes.set(xlabel=f"{what} of {site.name}", ylabel="share", xlim=(0, 1), ylim=(0, 1))
-        axes.set_title(f"ECE {r.ece:.3f}, calibrated {r.ece_calibrated:.3f}", fontsize=10)
+        axes.set(xlabel=f"{what} of {site.name}", ylabel="share")
     return figure
+
+
+def draw_reliability(axes: "Axes", r: Any) -> None:
+    """One reliability diagram.
+
+    Args:
+        r: a `pvi.diagnostics.scores.Reliability`.
+    """
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+    axes.vlines(r.confidence, r.low, r.high, color=GREY, linewidth=6)
+    axes.plot(r.confidence, r.frequency, "o", color=BLUE)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.set_title(f"ECE {r.ece:.3f}, calibrated {r.ece_calibrated:.3f}", fontsize=10)
 
 
 def plot_latents(latents: Any) -> "Figure":

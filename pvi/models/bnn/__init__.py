@@ -1,5 +1,8 @@
 """Bayesian neural networks: any module with random weights, as a Pyro model."""
 
+from typing import TYPE_CHECKING, Any
+
+from pvi.models.bnn import metrics
 from pvi.models.bnn.bayesian import BayesianModule, bayesianize
 from pvi.models.bnn.continual import posterior_as_prior
 from pvi.models.bnn.dropout import MCDropout
@@ -26,8 +29,14 @@ from pvi.models.bnn.priors import (
 )
 from pvi.models.bnn.rank_one import factors, rank_one
 from pvi.models.bnn.selection import Weight, last_layer, weights
+from pvi.models.bnn.training import Recipe, he
+
+if TYPE_CHECKING:
+    from pvi.models.bnn.estimators import BNNClassifier, BNNRegressor
 
 __all__ = [
+    "BNNClassifier",
+    "BNNRegressor",
     "BayesianModule",
     "Bernoulli",
     "Categorical",
@@ -44,15 +53,27 @@ __all__ = [
     "Poisson",
     "Pretrained",
     "Prior",
+    "Recipe",
     "ScaleMixture",
     "StudentT",
     "Weight",
     "bayesianize",
     "factors",
+    "he",
     "last_layer",
+    "metrics",
     "plot_prior",
     "posterior_as_prior",
     "prior_draws",
     "rank_one",
     "weights",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The estimators, which need scikit-learn, at their first use."""
+    if name not in ("BNNClassifier", "BNNRegressor"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pvi.models.bnn import estimators
+
+    return getattr(estimators, name)

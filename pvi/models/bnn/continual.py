@@ -48,7 +48,8 @@ def posterior_as_prior(fit: pvi.Fit, default: Any = None) -> Prior:
     posterior = fit.posterior
     with posterior.drawing(0) as runner:
         nodes = sample_nodes(run_hidden(fit.guide, runner.args, runner.kwargs))
-        found = {name: _moments(name, node["fn"]) for name, node in nodes.items()}
+        weights = [name for name in nodes if name in fit.model.sites]  # type: ignore[attr-defined]
+        found = {name: _moments(name, nodes[name]["fn"]) for name in weights}
     values = {n: (m.detach().clone(), s.detach().clone()) for n, (m, s) in found.items()}
     return Normals(values, FanIn() if default is None else as_prior(default))
 
