@@ -41,8 +41,8 @@ class TopicModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         concentration: of the prior of shares; by default the family's.
         topic_concentration: of the prior of topics, where they are latent.
         sparsity: inverse scale of the deviations' Laplace prior, for "sage".
-        word_embeddings: positions of words for decoders that have them: `(V, E)`, which then stay as
-            they are, or E, for learned ones.
+        word_embeddings: positions of words for decoders that have them, `(V, E)`, which then
+            stay as they are, or E, for learned ones.
         label_weight: of a label's log likelihood; only 1 is a model's.
         hidden: units of the encoder's layers.
         dropout: share of its hidden units that are dropped in training.
