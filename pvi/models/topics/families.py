@@ -74,9 +74,8 @@ class RealFamily(Family):
         return dist.Normal(loc, scale.expand_as(loc), validate_args=False).to_event(1)
 
     def posterior(self, h: Tensor) -> Any:
-        loc, log_variance = h.chunk(2, -1)
-        scale = (0.5 * log_variance).exp() + FLOOR
-        return dist.Normal(loc, scale, validate_args=False).to_event(1)
+        loc, raw = h.chunk(2, -1)
+        return dist.Normal(loc, softplus(raw) + FLOOR, validate_args=False).to_event(1)
 
     def shares(self, z: Tensor) -> Tensor:
         return z.softmax(-1)
