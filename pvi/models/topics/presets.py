@@ -69,7 +69,7 @@ class LDA(TopicModel):
         family: "dirichlet"; with an encoder also "gamma", "weibull" or "laplace_dirichlet".
         encoder: "coordinate" or "words".
         hidden, dropout, bayesian_topics, topic_concentration, epochs, batch_size, lr, momentum,
-            random_state: as of `TopicModel`.
+            total_documents, random_state: as of `TopicModel`.
 
     Reference:
         Blei, Ng and Jordan (2003), Latent Dirichlet Allocation.
@@ -90,6 +90,7 @@ class LDA(TopicModel):
         batch_size: int = 200,
         lr: float = 0.02,
         momentum: float = 0.9,
+        total_documents: int | None = None,
         random_state: Any = None,
     ):
         super().__init__(
@@ -105,6 +106,7 @@ class LDA(TopicModel):
             batch_size=batch_size,
             lr=lr,
             momentum=momentum,
+            total_documents=total_documents,
             random_state=random_state,
         )
 
