@@ -1,0 +1,33 @@
+"""How good topics are: held-out likelihood, coherence, diversity, collapse, use for labels.
+
+Each takes a fitted model of any library with `components_` (and where documents matter,
+`transform`), or the arrays themselves.
+"""
+
+from pvi.models.topics.metrics.classification import Classification, classification
+from pvi.models.topics.metrics.coherence import Coherence, c_v, npmi, u_mass
+from pvi.models.topics.metrics.collapse import Collapse, collapse
+from pvi.models.topics.metrics.diversity import inverted_rbo, topic_diversity
+from pvi.models.topics.metrics.heldout import (
+    dc_perplexity,
+    mixture_log_likelihood,
+    split_tokens,
+    unigram_perplexity,
+)
+
+__all__ = [
+    "Classification",
+    "Coherence",
+    "Collapse",
+    "c_v",
+    "classification",
+    "collapse",
+    "dc_perplexity",
+    "inverted_rbo",
+    "mixture_log_likelihood",
+    "npmi",
+    "split_tokens",
+    "topic_diversity",
+    "u_mass",
+    "unigram_perplexity",
+]
