@@ -2,7 +2,6 @@
 
 import re
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ class Documents:
     counts: Any
     labels: np.ndarray | None = None
     times: np.ndarray | None = None
-    texts: Sequence[str] | None = field(default=None, repr=False)
+    texts: list[str] | None = field(default=None, repr=False)
     sequences: list[np.ndarray] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -146,7 +145,7 @@ def _arrays(path: Path, test_share: float, seed: int) -> Corpus:
         train, test = (_documents(arrays, prefix, path) for prefix in ("train_", "test_"))
     else:
         train, test = _halves(_documents(arrays, "", path), test_share, seed)
-    number = train.counts.shape[1]
+    number: int = train.counts.shape[1]
     names = np.arange(number).astype(str) if vocabulary is None else vocabulary.astype(str)
     if len(names) != number or test.counts.shape[1] != number:
         raise DataError(
@@ -166,7 +165,7 @@ def _documents(arrays: dict[str, np.ndarray], prefix: str, path: Path) -> Docume
             f"counts, {', '.join(parts)}; it has {', '.join(arrays)}"
         )
     data, indices, indptr, shape = (arrays[name] for name in parts)
-    counts = csr_matrix((data, indices, indptr), shape=tuple(shape))
+    counts: Any = csr_matrix((data, indices, indptr), shape=tuple(shape))
     more = {name: arrays.get(f"{prefix}{name}") for name in ("labels", "times")}
     for name, values in more.items():
         if values is not None and values.shape != (counts.shape[0],):
@@ -245,7 +244,7 @@ def _counted(train: Documents, test: Documents, name: str, options: dict[str, An
     counted = [counts, vectorizer.transform(test.texts) if len(test) else counts[:0]]
     split, clean = vectorizer.build_tokenizer(), vectorizer.build_preprocessor()
     known = vectorizer.vocabulary_
-    halves = [
+    first, second = (
         Documents(
             found.tocsr(),
             part.labels,
@@ -254,5 +253,5 @@ def _counted(train: Documents, test: Documents, name: str, options: dict[str, An
             [np.array([known.get(w, -1) for w in split(clean(t))], int) for t in part.texts or ()],
         )
         for part, found in zip((train, test), counted, strict=True)
-    ]
-    return Corpus(*halves, vectorizer.get_feature_names_out(), name)
+    )
+    return Corpus(first, second, vectorizer.get_feature_names_out(), name)

@@ -1,6 +1,6 @@
 """Shares of topics by label and over time, with standard errors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ class TopicsByGroup:
         return table
 
 
-def topics_by_label(shares: Any, labels: Sequence[Any]) -> TopicsByGroup:
+def topics_by_label(shares: Any, labels: Any) -> TopicsByGroup:
     """Mean shares of topics in the documents of each label.
 
     Args:
@@ -60,7 +60,7 @@ def topics_by_label(shares: Any, labels: Sequence[Any]) -> TopicsByGroup:
     return _averages(theta[known], groups, place)
 
 
-def topics_over_time(shares: Any, times: Sequence[Any], *, num_bins: int = 12) -> TopicsByGroup:
+def topics_over_time(shares: Any, times: Any, *, num_bins: int = 12) -> TopicsByGroup:
     """Mean shares of topics in periods of equal length.
 
     Args:

@@ -1,6 +1,5 @@
 """What `pyLDAvis.prepare` takes."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,7 @@ from pvi.models.topics.metrics.checks import as_components, as_counts
 from pvi.models.topics.output.words import checked_vocabulary
 
 
-def ldavis(
-    model: Any, X: Any, vocabulary: Sequence[Any], *, shares: Any = None
-) -> dict[str, np.ndarray]:
+def ldavis(model: Any, X: Any, vocabulary: Any, *, shares: Any = None) -> dict[str, np.ndarray]:
     """Arguments of `pyLDAvis.prepare(**ldavis(model, X, vocabulary))`.
 
     Empty documents and words that do not occur are left out, since pyLDAvis divides by their

@@ -1,6 +1,5 @@
 """Topics as a table of their words."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 def top_words_table(
     topics: Any,
-    vocabulary: Sequence[Any],
+    vocabulary: Any,
     *,
     top_n: int = 10,
     shares: Any = None,
@@ -61,7 +60,7 @@ def top_words_table(
     return table if shares is None else table.sort_values("share", ascending=False, kind="stable")
 
 
-def named_words(topics: Any, vocabulary: Sequence[Any], top_n: int) -> list[list[Any]]:
+def named_words(topics: Any, vocabulary: Any, top_n: int) -> list[list[Any]]:
     """The most probable words of each topic.
 
     Args:
@@ -74,7 +73,7 @@ def named_words(topics: Any, vocabulary: Sequence[Any], top_n: int) -> list[list
     return [names[row].tolist() for row in top_word_ids(topics, top_n)]
 
 
-def checked_vocabulary(topics: Any, vocabulary: Sequence[Any]) -> np.ndarray:
+def checked_vocabulary(topics: Any, vocabulary: Any) -> np.ndarray:
     """The words as an array, one for each column of the topics."""
     names = np.asarray(vocabulary)
     width = as_components(topics).shape[1]
