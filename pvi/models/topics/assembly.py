@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pvi.errors import DataError, ModelError
+from pvi.models.topics.counts import Counts
 from pvi.models.topics.decoders import Decoder, Mixture, Product, Sparse
 from pvi.models.topics.embedded import Clustered, Dynamic, Embedded
 from pvi.models.topics.encoders import READS, Encoder
@@ -34,14 +35,15 @@ FAMILIES: dict[str, Any] = {
 }
 
 
-def assemble(options: Any, matrix: Any, more: Mapping[str, Tensor]) -> TopicPrograms:
+def assemble(options: Any, data: Counts, documents: int | None = None) -> TopicPrograms:
     """Untrained programs for a corpus.
 
     Args:
         options: the estimator, whose parameters say which parts.
-        matrix: counts `(N, V)`.
-        more: what else belongs to documents.
+        data: the corpus, or a piece of it.
+        documents: of the whole, where it is a piece.
     """
+    matrix, more = data.matrix, data.columns
     topics, vocabulary = options.n_components, matrix.shape[1]
     if not isinstance(topics, int) or topics < 1:
         raise ModelError(f"n_components must be a whole number from 1, got {topics!r}")
@@ -58,7 +60,7 @@ def assemble(options: Any, matrix: Any, more: Mapping[str, Tensor]) -> TopicProg
     return TopicPrograms(
         family,
         encoder,
-        decoder_of(options, topics, vocabulary, times, matrix),
+        decoder_of(options, topics, vocabulary, times, matrix, documents),
         [head_of(options, head, topics) for head in options.heads],
         covariates=covariates,
         times=times,
@@ -81,7 +83,9 @@ def family_of(options: Any, topics: int) -> Family:
     return kind(topics, options.concentration)
 
 
-def decoder_of(options: Any, topics: int, vocabulary: int, times: int, matrix: Any) -> Decoder:
+def decoder_of(
+    options: Any, topics: int, vocabulary: int, times: int, matrix: Any, documents: int | None
+) -> Decoder:
     """The decoder, by its name or itself."""
     given = options.decoder
     if isinstance(given, Decoder):
@@ -89,14 +93,14 @@ def decoder_of(options: Any, topics: int, vocabulary: int, times: int, matrix: A
     places = given_positions(options, vocabulary)
     size = options.word_embeddings if places is None else places.shape[1]
     space = {"size": size, "learned": places is None}
-    sizes, documents = (topics, vocabulary), matrix.shape[0]
+    sizes, number = (topics, vocabulary), documents or matrix.shape[0]
     makers = {
         "mixture": lambda: Mixture(*sizes, options.topic_concentration),
         "product": lambda: Product(*sizes, options.topic_dropout, options.normalize),
         "sage": lambda: Sparse(*sizes, options.sparsity),
         "etm": lambda: Embedded(*sizes, **space),
-        "ecrtm": lambda: Clustered(*sizes, documents, normalize=options.normalize, **space),
-        "dynamic": lambda: Dynamic(*sizes, times, **space),
+        "ecrtm": lambda: Clustered(*sizes, number, normalize=options.normalize, **space),
+        "dynamic": lambda: Dynamic(*sizes, times, step=options.step, **space),
     }
     decoder = named("decoder", given, makers)()
     if isinstance(decoder, Sparse):

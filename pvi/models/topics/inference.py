@@ -1,5 +1,6 @@
 """What is asked of fitted programs: shares, likelihoods and bounds of documents."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -42,8 +43,8 @@ class Inference:
             found = family.mean(programs.posterior(bag, batch), self.noise)
             if programs.encoder.reads != "words" or bool(bag.filled.all()):
                 return found
-            prior = family.prior(programs.shift(batch, mean))
-            return torch.where(bag.filled.unsqueeze(-1), found, family.mean(prior, self.noise))
+            prior = family.mean(self._prior(batch), self.noise)
+            return torch.where(bag.filled.unsqueeze(-1), found, prior)
 
     def log_likelihood(self, shares: Tensor, batch: Batch) -> Tensor:
         """$\\log p(x \\mid \\theta)$ of each document `(B,)`, at the topics' posterior means."""
@@ -58,7 +59,6 @@ class Inference:
         Where topics are latent, it is the mean over their posterior, without its KL.
         """
         programs, total = self.programs, torch.zeros(len(batch["counts"]))
-        heads: Any = programs.heads
         bag = Bag.of(batch["words"], batch["counts"])
         with evaluating(programs):
             q = programs.posterior(bag, batch)
@@ -67,10 +67,55 @@ class Inference:
                 z, weights = q.sample(), programs.drawn()
                 p = programs.family.prior(programs.shift(batch, drawn))
                 shares = programs.family.shares(z)
-                value = self._words(shares, weights, batch)
-                value = value + sum(head.log_prob(shares, batch) for head in heads)
-                total += value - bag.filled * _divergence(q, p, z)
+                total += self._observed(shares, weights, batch) - bag.filled * _divergence(q, p, z)
         return total / num_samples
+
+    def draws(self, batch: Batch, num_draws: int, seed: int) -> Tensor:
+        """Draws of $\\theta$ from the posterior `(S, B, K)`; the prior's as in `shares`."""
+        programs = self.programs
+        bag = Bag.of(batch["words"], batch["counts"])
+        with evaluating(programs):
+            torch.manual_seed(seed)
+            q, p = programs.posterior(bag, batch), self._prior(batch)
+            found = programs.family.shares(q.sample((num_draws,)))
+            if programs.encoder.reads != "words" or bool(bag.filled.all()):
+                return found
+            other = programs.family.shares(p.expand(q.batch_shape).sample((num_draws,)))
+            return torch.where(bag.filled.unsqueeze(-1), found, other)
+
+    def log_evidence(self, batch: Batch, weights: Tensor, num_samples: int, seed: int) -> Tensor:
+        """$\\log\\frac1K\\sum_k p(x, z_k) / q(z_k)$ of each document, given topics `(B,)`.
+
+        Args:
+            weights: of the topics.
+            num_samples: K.
+        """
+        programs, log_w = self.programs, []
+        bag = Bag.of(batch["words"], batch["counts"])
+        with evaluating(programs):
+            torch.manual_seed(seed)
+            q, p = programs.posterior(bag, batch), self._prior(batch)
+            for _ in range(num_samples):
+                z = q.sample()
+                value = self._observed(programs.family.shares(z), weights, batch)
+                log_w.append(value + bag.filled * (p.log_prob(z) - q.log_prob(z)))
+        return torch.logsumexp(torch.stack(log_w), 0) - math.log(num_samples)
+
+    def predictions(self, batch: Batch, name: str) -> Tensor:
+        """A head's predictions at the posterior means of shares."""
+        heads: Any = self.programs.heads
+        head = next(h for h in heads if h.name == name)
+        shares = self.shares(batch)
+        with evaluating(self.programs):
+            return head.predictions(shares.to(self.programs.point()))
+
+    def _prior(self, batch: Batch) -> Any:
+        return self.programs.family.prior(self.programs.shift(batch, mean))
+
+    def _observed(self, shares: Tensor, weights: Tensor, batch: Batch) -> Tensor:
+        heads: Any = self.programs.heads
+        value = self._words(shares, weights, batch)
+        return value + sum(head.log_prob(shares, batch) for head in heads)
 
     def _words(self, shares: Tensor, weights: Tensor, batch: Batch) -> Tensor:
         decoder = self.programs.decoder

@@ -56,13 +56,13 @@ def columns(
             found[name] = numbers(name, value, matrix.shape[0])
     moments = rest.pop("times", None)
     if moments is not None:
-        found["times"] = times(model, moments, matrix.shape[0], reset=reset)
+        found["times"] = times(model, moments, matrix.shape[0])
     elif reset and model.decoder == "dynamic":
         raise DataError("topics that change need times=, one for each document")
     if not reset:
         check_known(model, found)
     if "labels" in model.heads and y is not None:
-        found["labels"] = labels(model, y, matrix.shape[0], reset=reset)
+        found["labels"] = labels(model, y, matrix.shape[0])
     elif "labels" in model.heads and reset:
         raise DataError("a model with the head 'labels' needs y, one label for each document")
     return found, rest
@@ -98,14 +98,14 @@ def check_known(model: Any, found: Mapping[str, Tensor]) -> None:
         raise DataError(f"the model {needs} times= of documents")
 
 
-def times(model: Any, value: Any, rows: int, *, reset: bool) -> Tensor:
+def times(model: Any, value: Any, rows: int) -> Tensor:
     """Times as numbers of the sorted times that were fitted."""
     values = np.asarray(value)
     if values.shape != (rows,):
         raise DataError(
             f"times must hold one time for each of {rows} documents, got {values.shape}"
         )
-    if reset:
+    if not hasattr(model, "times_"):
         model.times_ = np.unique(values)
     codes = np.searchsorted(model.times_, values).clip(max=len(model.times_) - 1)
     strange = values[model.times_[codes] != values]
@@ -114,7 +114,7 @@ def times(model: Any, value: Any, rows: int, *, reset: bool) -> Tensor:
     return torch.as_tensor(codes, dtype=torch.long)
 
 
-def labels(model: Any, y: Any, rows: int, *, reset: bool) -> Tensor:
+def labels(model: Any, y: Any, rows: int) -> Tensor:
     """Labels as numbers of classes, -1 where unknown."""
     values = np.asarray(y)
     if values.shape != (rows,):
@@ -122,7 +122,7 @@ def labels(model: Any, y: Any, rows: int, *, reset: bool) -> Tensor:
     if values.dtype.kind == "f" and np.isnan(values).any():
         values = np.where(np.isnan(values), -1, values)
     unknown = np.array([v is None or v == -1 for v in values.tolist()])
-    if reset:
+    if not hasattr(model, "classes_"):
         model.classes_ = np.unique(values[~unknown])
     place = {v: i for i, v in enumerate(model.classes_.tolist())}
     strange = [v for v in values[~unknown].tolist() if v not in place]

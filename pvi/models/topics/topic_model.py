@@ -5,23 +5,19 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
 
 from pvi.engine.traces import preserved_rng
 from pvi.errors import DataError
 from pvi.models.topics.assembly import assemble
-from pvi.models.topics.counts import Batch, Counts
-from pvi.models.topics.inference import Inference
-from pvi.models.topics.inputs import checked_counts, columns
-from pvi.models.topics.programs import TopicPrograms
+from pvi.models.topics.counts import Counts
+from pvi.models.topics.fitted import FittedTopics
+from pvi.models.topics.saved import load, save
+from pvi.models.topics.stream import CountStream, streams
 from pvi.models.topics.training import Recipe
 
-ROWS = 512  # documents in a batch of what is not trained
 
-
-class TopicModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class TopicModel(FittedTopics):
     """A topic model composed of a family of shares, a decoder, an encoder and heads.
 
     $$z_d \\sim p(z), \\quad \\theta_d = \\theta(z_d), \\quad
@@ -43,6 +39,7 @@ class TopicModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         sparsity: inverse scale of the deviations' Laplace prior, for "sage".
         word_embeddings: positions of words for decoders that have them, `(V, E)`, which then
             stay as they are, or E, for learned ones.
+        step: standard deviation of a step of topics over times, for "dynamic".
         label_weight: of a label's log likelihood; only 1 is a model's.
         hidden: units of the encoder's layers.
         dropout: share of its hidden units that are dropped in training.
@@ -58,8 +55,6 @@ class TopicModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         fit_: the `pvi.Fit` of the last training.
     """
 
-    n_features_in_: int
-
     def __init__(
         self,
         n_components: int = 20,
@@ -73,6 +68,7 @@ class TopicModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         topic_concentration: float = 0.1,
         sparsity: float = 1.0,
         word_embeddings: Any = 100,
+        step: float = 0.1,
         label_weight: float = 1.0,
         hidden: Sequence[int] = (100, 100),
         dropout: float = 0.0,
@@ -95,6 +91,7 @@ class TopicModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         self.topic_concentration = topic_concentration
         self.sparsity = sparsity
         self.word_embeddings = word_embeddings
+        self.step = step
         self.label_weight = label_weight
         self.hidden = hidden
         self.dropout = dropout
@@ -111,7 +108,7 @@ class TopicModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         """Train on documents.
 
         Args:
-            X: counts `(N, V)`, sparse or dense.
+            X: counts `(N, V)`, sparse or dense; or a `CountStream`, or a `DataLoader` of one.
             y: labels for a head that wants them, -1 or `None` where unknown.
             options: `embeddings` `(N, E)`, `covariates` `(N, C)` and `times` `(N,)` of documents,
                 and options of `pvi.fit` such as objective, validation_data or checkpoint.
@@ -119,103 +116,90 @@ class TopicModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         Raises:
             DataError: data don't fit together, or the model lacks some.
         """
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        matrix = checked_counts(self, X, reset=True)
-        more, options = columns(self, matrix, y, options, reset=True)
-        with preserved_rng():
-            torch.manual_seed(seed)
-            self.programs_ = assemble(self, matrix, more)
-        recipe = Recipe(self.epochs, self.batch_size, self.lr, self.momentum)
-        data = Counts(matrix, more)
-        self.fit_ = recipe.fit(self.programs_, data, seed, options)
-        self.n_documents_ = matrix.shape[0]
+        for name in ("optimizer_", "classes_", "times_"):
+            self.__dict__.pop(name, None)
+        streamed = streams(X)
+        if streamed is not None:
+            return self._fit_stream(X, streamed, options)
+        seed = self._seed()
+        data, options = self._checked(X, y, options, reset=True)
+        self._assemble(data, seed)
+        self.fit_ = self._recipe().fit(self.programs_, data, seed, options)
+        self.n_documents_ = len(data)
         return self
 
-    @property
-    def _n_features_out(self) -> int:
-        return self.programs_.family.topics
-
-    @property
-    def model(self) -> Any:
-        """The model, a Pyro program of a batch from `batches`."""
-        return self._fitted().model
-
-    @property
-    def guide(self) -> Any:
-        """The guide, a Pyro program of a batch from `batches`."""
-        return self._fitted().guide
-
-    @property
-    def components_(self) -> np.ndarray:
-        """$p(w \\mid k)$ `(K, V)`, at the topics' posterior means where they are latent."""
-        programs = self._fitted()
-        with torch.no_grad():
-            found = programs.decoder.components(programs.point())
-        return found.double().numpy()
-
-    def transform(self, X: Any, **more: Any) -> np.ndarray:
-        """Posterior means of shares of topics `(N, K)`; the prior's for documents without words.
+    def partial_fit(self, X: Any, y: Any = None, *, classes: Any = None, **options: Any) -> Self:
+        """One pass of training on some documents of a corpus, going on from the last call.
 
         Args:
-            X: counts `(N, V)`.
-            more: `embeddings` and `covariates`, as in `fit`.
-
-        Raises:
-            DataError: the model needs some that are not given.
+            X, y: as of `fit`.
+            classes: all labels there are, at the first call of a model with labels.
+            options: as of `fit`.
         """
-        data = self._data(X, None, more)
-        inference = Inference(self._fitted())
-        parts = [inference.shares(batch) for batch in data.batches(ROWS)]
-        return torch.cat(parts).numpy().astype(data.matrix.dtype)
+        first, seed = not hasattr(self, "programs_"), self._seed()
+        if first and classes is not None:
+            self.classes_ = np.unique(classes)
+        data, options = self._checked(X, y, options, reset=first)
+        if first:
+            self._assemble(data, seed)
+        if not hasattr(self, "optimizer_"):
+            trained = [p for p in self.programs_.parameters() if p.requires_grad]
+            self.optimizer_ = self._recipe().optimizer(trained)
+        documents = self.total_documents or len(data)
+        step = self._recipe().step
+        self.fit_ = step(self.programs_, data, documents, self.optimizer_, seed, options)
+        self.n_documents_ = documents
+        return self
 
     def fit_transform(self, X: Any, y: Any = None, **options: Any) -> np.ndarray:
         """`fit`, then the shares of the same documents."""
         more = {k: options[k] for k in ("embeddings", "covariates", "times") if k in options}
         return self.fit(X, y, **options).transform(X, **more)
 
-    def batches(self, X: Any, y: Any = None, *, size: int = ROWS, **more: Any) -> list[Batch]:
-        """Data as keyword arguments of `model` and `guide`, some documents at a time.
+    def _fit_stream(self, X: Any, stream: CountStream, options: dict[str, Any]) -> Self:
+        if self.heads or self.decoder == "dynamic":
+            raise DataError("labels and times can't be streamed: give fit the whole corpus")
+        seed = self._seed()
+        self.n_features_in_ = stream.n_features
+        self._assemble(next(stream.pieces()), seed, stream.n_documents)
+        loader = stream.loader() if X is stream else X
+        self.fit_ = self._recipe().fit(self.programs_, loader, seed, options)
+        self.n_documents_ = stream.n_documents
+        return self
+
+    def _seed(self) -> int:
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
+
+    def _recipe(self) -> Recipe:
+        return Recipe(self.epochs, self.batch_size, self.lr, self.momentum)
+
+    def _assemble(self, data: Counts, seed: int, documents: int | None = None) -> None:
+        with preserved_rng():
+            torch.manual_seed(seed)
+            self.programs_ = assemble(self, data, documents or self.total_documents)
+
+    def save(self, folder: Any) -> None:
+        """Write the fitted model to a new folder; nothing in it is code.
 
         Args:
-            X, y, more: as in `fit`.
-            size: documents in a batch.
+            folder: its name.
         """
-        return list(self._data(X, y, more).batches(size))
+        self._fitted()
+        save(self, folder)
 
-    def score_samples(
-        self, X: Any, y: Any = None, *, num_samples: int = 32, **more: Any
-    ) -> np.ndarray:
-        """The bound of each document, nats `(N,)`, with the same draws in each call.
+    @classmethod
+    def load(cls, folder: Any) -> Self:
+        """The model that `save` wrote.
 
         Args:
-            X, y, more: as in `fit`.
-            num_samples: draws for each document.
+            folder: its name.
+
+        Raises:
+            CheckpointError: it is the folder of something else.
         """
-        inference = Inference(self._fitted())
-        data = self._data(X, y, more)
-        parts = [inference.bound(batch, num_samples) for batch in data.batches(ROWS)]
-        return torch.cat(parts).double().numpy()
-
-    def score(self, X: Any, y: Any = None, **more: Any) -> float:
-        """Mean bound of a document, nats.
-
-        Args:
-            X, y, more: as in `fit`.
-        """
-        return float(self.score_samples(X, y, **more).mean())
-
-    def log_likelihood(self, shares: Any, X: Any, **more: Any) -> np.ndarray:
-        """$\\sum_w n_{dw} \\log p(w \\mid \\theta_d)$ of each document, nats `(N,)`.
-
-        Args:
-            shares: $\\theta$ `(N, K)`, as of `transform`.
-            X, more: as in `fit`.
-        """
-        inference = Inference(self._fitted())
-        data, theta = self._data(X, None, more), torch.as_tensor(np.asarray(shares))
-        pairs = zip(theta.split(ROWS), data.batches(ROWS), strict=True)
-        found = [inference.log_likelihood(part, batch) for part, batch in pairs]
-        return torch.cat(found).double().numpy()
+        kinds = {kind.__name__: kind for kind in (TopicModel, *TopicModel.__subclasses__())}
+        ours = {name: kind for name, kind in kinds.items() if kind.__module__.startswith("pvi.")}
+        return load(folder, ours, cls)
 
     def top_words(self, n: int = 10, *, vocabulary: Any = None) -> list[list[Any]]:
         """The n most probable words of each topic.
@@ -225,28 +209,9 @@ class TopicModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             vocabulary: the words' names in order; else their numbers, or the names of columns that
                 `fit` was given.
         """
-        if vocabulary is None:
-            vocabulary = getattr(self, "feature_names_in_", np.arange(self.n_features_in_))
-        names = np.asarray(vocabulary)
-        if len(names) != self.n_features_in_:
-            raise DataError(
-                f"vocabulary has {len(names)} words, but the model was fitted to "
-                f"{self.n_features_in_}"
-            )
+        names = self._names(vocabulary)
         order = np.argsort(-self.components_, axis=1, kind="stable")[:, :n]
         return [names[row].tolist() for row in order]
-
-    def _fitted(self) -> TopicPrograms:
-        check_is_fitted(self, "programs_")
-        return self.programs_
-
-    def _data(self, X: Any, y: Any, more: dict[str, Any]) -> Counts:
-        self._fitted()
-        matrix = checked_counts(self, X, reset=False)
-        found, rest = columns(self, matrix, y, dict(more), reset=False)
-        if rest:
-            raise DataError(f"unknown argument {next(iter(rest))!r}")
-        return Counts(matrix, found)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
