@@ -6,8 +6,8 @@ DIR as for benchmarks.topics; gensim must be installed. Texts are the first 3,00
 tokens of each shuffled, since that corpus does not keep their order; gensim leaves out texts
 without any top word, so they are left out here. When a window moves on, gensim takes the word at
 its edge for gone, also where the window still holds it elsewhere, so the two agree on texts
-without repetitions only. In NPMI, gensim gives a pair that never occurs together a value by adding 1e-12,
-and pvi -1: topics without such a pair are compared.
+without repetitions only. In NPMI, gensim gives a pair that never occurs together a value by adding
+1e-12, and pvi -1: topics without such a pair are compared.
 """
 
 import time

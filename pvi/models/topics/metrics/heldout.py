@@ -51,7 +51,7 @@ def dc_perplexity(model: Any, X: Any, *, seed: int = 0, **more: Any) -> float:
     nothing has the number of words.
 
     Args:
-        model: fitted, with `transform`, and either `log_likelihood(shares, X)` as the models here,
+        model: fitted, with `transform`, and either `log_likelihood(X, given=)` as the models here,
             or `components_` as scikit-learn's LDA, when $p(v \\mid \\theta) = \\sum_k \\theta_k
             \\beta_{kv}$, both normalised first.
         X: counts `(N, V)`.
@@ -68,11 +68,10 @@ def dc_perplexity(model: Any, X: Any, *, seed: int = 0, **more: Any) -> float:
     tokens = second.sum()
     if not tokens:
         raise DataError("corpus: no document has two tokens, so there is nothing to complete")
-    shares = model.transform(first, **more)
     if hasattr(model, "log_likelihood"):
-        found = model.log_likelihood(shares, second, **more)
+        found = model.log_likelihood(second, given=first, **more)
     else:
-        found = mixture_log_likelihood(shares, model, second)
+        found = mixture_log_likelihood(model.transform(first, **more), model, second)
     return float(np.exp(-found.sum() / tokens))
 
 
