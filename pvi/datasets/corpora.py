@@ -81,8 +81,8 @@ def corpus(
             data, indices, indptr and shape of a CSR matrix of counts as `scipy.sparse.save_npz`
             writes, vocab, and if known labels and times; all but vocab may be there twice, as
             `train_` and `test_`.
-        text, label, time: names of columns in a table; those of labels and times are used if they
-            are there, and must be if they are given.
+        text, label, time: names of columns in a table; those of labels and times, `label` and
+            `time`, are used if they are there. Times are numbers or ISO dates.
         test_share: of documents to hold out, chosen at random by `seed`, unless the file says
             which.
         words: options of scikit-learn's `CountVectorizer`, which learns the words from the training
@@ -213,10 +213,12 @@ def _times(table: Any, name: str | None, path: Path) -> np.ndarray | None:
     if column.dtype.kind in "iuf":
         return column.to_numpy()
     try:
-        return pandas.to_datetime(column, utc=True).dt.tz_localize(None).to_numpy()
+        return (
+            pandas.to_datetime(column, utc=True, format="ISO8601").dt.tz_localize(None).to_numpy()
+        )
     except ValueError as error:
         raise DataError(
-            f"{path.name}: column {column.name!r} should hold numbers or dates: {error}"
+            f"{path.name}: column {column.name!r} should hold numbers or dates such as 2026-01-31: {error}"
         ) from error
 
 

@@ -115,7 +115,11 @@ def plot_topic_words(
 
 
 def plot_topic_heatmap(
-    values: Any, rows: Sequence[Any], columns: Sequence[Any], label: str = "mean share"
+    values: Any,
+    rows: Sequence[Any],
+    columns: Sequence[Any],
+    label: str = "mean share",
+    lowest: float | None = 0.0,
 ) -> "Figure":
     """A matrix as colours, such as shares of topics by label.
 
@@ -123,6 +127,7 @@ def plot_topic_heatmap(
         values: `(R, C)`.
         rows, columns: their names.
         label: of the colours.
+        lowest: value of the lightest colour; by default 0, None for the least that there is.
     """
     matrix = np.asarray(values, dtype=float)
     if matrix.shape != (len(rows), len(columns)) or not matrix.size:
@@ -130,12 +135,14 @@ def plot_topic_heatmap(
     height = 1.2 + 0.22 * len(rows)
     figure = new_figure(min(14.0, 2.5 + 0.24 * len(columns)), height)
     axes = figure.subplots()
-    image = axes.imshow(matrix, cmap="Blues", aspect="auto", interpolation="nearest", vmin=0)
+    image = axes.imshow(matrix, cmap="Blues", aspect="auto", interpolation="nearest", vmin=lowest)
     axes.set_xticks(range(len(columns)), [str(c) for c in columns], rotation=90, fontsize=7)
     axes.set_yticks(range(len(rows)), [str(r) for r in rows], fontsize=8)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=axes, label=label, fraction=0.05, pad=0.02)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     bar.outline.set_visible(False)  # type: ignore[operator]
     return figure
 
@@ -151,7 +158,7 @@ def plot_topic_similarity(components: Any) -> "Figure":
     likeness = 1 - distances[np.ix_(order, order)]
     np.fill_diagonal(likeness, np.nan)  # else nothing but the diagonal is seen
     names = [str(k) for k in order]
-    return plot_topic_heatmap(likeness, names, names, "1 - Jensen-Shannon distance")
+    return plot_topic_heatmap(likeness, names, names, "1 - Jensen-Shannon distance", None)
 
 
 def plot_topics_over_time(
@@ -218,19 +225,21 @@ def plot_topic_search(
 
 
 def _label(axes: "Axes", places: np.ndarray, names: Sequence[str], sizes: np.ndarray) -> None:
-    """Names of the largest topics first; one that would lie on another's name is left out."""
+    """Names of the largest topics first; where one would lie on another, its number alone."""
     span = np.ptp(places, axis=0).clip(1e-9)
     taken: list[tuple[float, float, int]] = []
-    for k in np.argsort(-sizes):
+    for k in np.argsort(-sizes).tolist():
         x, y = places[k].tolist()
         across, up = places[k] / span
-        clear = all(
-            abs(across - a) > 0.0085 * (len(names[k]) + length) or abs(up - b) > 0.035
-            for a, b, length in taken
-        )
-        if clear:
-            axes.text(x, y, str(names[k]), ha="center", va="center", fontsize=8)
-            taken.append((across, up, len(names[k])))
+        for name in (str(names[k]), str(k)):
+            clear = all(
+                abs(across - a) > 0.0085 * (len(name) + length) or abs(up - b) > 0.035
+                for a, b, length in taken
+            )
+            if clear:
+                axes.text(x, y, name, ha="center", va="center", fontsize=8)
+                taken.append((across, up, len(name)))
+                break
 
 
 def _chained(distances: np.ndarray) -> list[int]:

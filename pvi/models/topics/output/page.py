@@ -17,7 +17,7 @@ from pvi.page import Bar, Items, Numbers, Picture, Section, Table, write_page
 from pvi.plots import topics as plots
 
 PANELS = 12  # topics that have panels of their own
-ROWS = 40  # labels, at most, in the heat map
+ROWS = 25  # labels, at most, in the heat map: the most frequent
 LONG = 160  # letters of a text that are shown
 WINDOW = 110  # of C_V (Röder et al. 2015)
 
