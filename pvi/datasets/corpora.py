@@ -218,7 +218,8 @@ def _times(table: Any, name: str | None, path: Path) -> np.ndarray | None:
         )
     except ValueError as error:
         raise DataError(
-            f"{path.name}: column {column.name!r} should hold numbers or dates such as 2026-01-31: {error}"
+            f"{path.name}: column {column.name!r} should hold numbers or dates such as "
+            f"2026-01-31: {error}"
         ) from error
 
 
