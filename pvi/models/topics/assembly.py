@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pvi.errors import DataError, ModelError
+from pvi.models.topics.coordinate import CoordinateAscent
 from pvi.models.topics.counts import Counts
 from pvi.models.topics.decoders import Decoder, Mixture, Product, Sparse
 from pvi.models.topics.embedded import Clustered, Dynamic, Embedded
@@ -24,6 +25,7 @@ from pvi.models.topics.gammas import GammaShares, WeibullShares
 from pvi.models.topics.heads import Head, Labels
 from pvi.models.topics.inputs import numbers
 from pvi.models.topics.programs import TopicPrograms
+from pvi.models.topics.seeding import document_topics
 
 FAMILIES: dict[str, Any] = {
     "logistic_normal": LogisticNormal,
@@ -56,11 +58,16 @@ def assemble(options: Any, data: Counts, documents: int | None = None) -> TopicP
             "has not: use family='logistic_normal', 'laplace_dirichlet' or 'correlated'"
         )
     embeddings = more["embeddings"].shape[1] if "embeddings" in more else 0
-    encoder = encoder_of(options, vocabulary, family.width, embeddings, covariates + times)
+    sizes = (vocabulary, family.width, embeddings, covariates + times)
+    decoder = decoder_of(options, topics, vocabulary, times, matrix, documents)
+    if options.encoder == "coordinate":
+        encoder = coordinate_of(family, decoder, embeddings + covariates)
+    else:
+        encoder = encoder_of(options, *sizes)
     return TopicPrograms(
         family,
         encoder,
-        decoder_of(options, topics, vocabulary, times, matrix, documents),
+        decoder,
         [head_of(options, head, topics) for head in options.heads],
         covariates=covariates,
         times=times,
@@ -103,6 +110,10 @@ def decoder_of(
         "dynamic": lambda: Dynamic(*sizes, times, step=options.step, **space),
     }
     decoder = named("decoder", given, makers)()
+    if isinstance(decoder, Mixture | Sparse):
+        decoder.weights.data.copy_(document_topics(matrix, topics))
+    if isinstance(decoder, Mixture):
+        decoder.weights.data.add_(log_frequencies(matrix))
     if isinstance(decoder, Sparse):
         decoder.background.copy_(log_frequencies(matrix))
     if places is not None and isinstance(decoder, Embedded | Clustered | Dynamic):
@@ -122,6 +133,16 @@ def log_frequencies(matrix: Any) -> Tensor:
     """Of each word in the corpus, with half a count more `(V,)`."""
     totals = np.asarray(matrix.sum(0), np.float64).ravel() + 0.5
     return torch.as_tensor(np.log(totals / totals.sum())).to(torch.get_default_dtype())
+
+
+def coordinate_of(family: Family, decoder: Decoder, read: int) -> CoordinateAscent:
+    """Coordinate ascent, where the model has it in closed form."""
+    if not isinstance(family, Dirichlet) or decoder.dense or read:
+        raise ModelError(
+            "encoder='coordinate' is for family='dirichlet', mixtures of topics, and words alone; "
+            "use encoder='words'"
+        )
+    return CoordinateAscent(family.topics, family.concentration)
 
 
 def encoder_of(

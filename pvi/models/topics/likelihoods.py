@@ -19,6 +19,19 @@ from pvi.models.topics.counts import Bag
 COUNTS = constraints.independent(constraints.nonnegative, 1)
 
 
+def topic_rows(topics: Tensor, bag: Bag, times: Tensor | None = None) -> Tensor:
+    """$\\beta$ of each word of a bag `(*particles, n, K)`.
+
+    Args:
+        topics, bag, times: as of `MixtureWords`.
+    """
+    by_word, words = topics.transpose(-1, -2), bag.words
+    if times is not None:
+        words = words + times[bag.documents] * by_word.shape[-2]
+        by_word = by_word.flatten(-3, -2)
+    return by_word.index_select(-2, words)
+
+
 class MixtureWords(TorchDistribution):
     """Words of documents that are mixtures of topics: $p_w = \\sum_k \\theta_k \\beta_{kw}$.
 
@@ -55,13 +68,9 @@ class MixtureWords(TorchDistribution):
         return MixtureWords(shares, self.topics, self.bag, width, self.times)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        bag, by_word = self.bag, self.topics.transpose(-1, -2)
-        words = bag.words
-        if self.times is not None:
-            words = words + self.times[bag.documents] * by_word.shape[-2]
-            by_word = by_word.flatten(-3, -2)
+        bag = self.bag
         shares = self.shares.index_select(-2, bag.documents)
-        p = (shares * by_word.index_select(-2, words)).sum(-1)
+        p = (shares * topic_rows(self.topics, bag, self.times)).sum(-1)
         tiny = torch.finfo(p.dtype).tiny
         return bag.summed(bag.counts * p.clamp(min=tiny).log())
 

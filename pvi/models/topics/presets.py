@@ -57,12 +57,16 @@ class ProdLDA(TopicModel):
 
 
 class LDA(TopicModel):
-    """Latent Dirichlet allocation: mixtures of topics under a Dirichlet, by an encoder.
+    """Latent Dirichlet allocation: mixtures of topics under a Dirichlet.
+
+    Shares have Dirichlet posteriors: by coordinate ascent, or by a network with `encoder="words"`,
+    which is faster and less exact.
 
     Args:
         n_components: K.
         concentration: of the Dirichlet, for each topic.
-        family: "dirichlet", "gamma", "weibull" or "laplace_dirichlet".
+        family: "dirichlet"; with an encoder also "gamma", "weibull" or "laplace_dirichlet".
+        encoder: "coordinate" or "words".
         hidden, dropout, bayesian_topics, topic_concentration, epochs, batch_size, lr, momentum,
             random_state: as of `TopicModel`.
 
@@ -75,6 +79,7 @@ class LDA(TopicModel):
         n_components: int = 50,
         *,
         family: Any = "dirichlet",
+        encoder: Any = "coordinate",
         concentration: float = 0.1,
         hidden: Sequence[int] = (100, 100),
         dropout: float = 0.0,
@@ -89,6 +94,7 @@ class LDA(TopicModel):
         super().__init__(
             n_components,
             family=family,
+            encoder=encoder,
             concentration=concentration,
             hidden=hidden,
             dropout=dropout,

@@ -7,14 +7,17 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Dirichlet
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from pvi.models.topics.coordinate import CoordinateAscent
 from pvi.models.topics.counts import Bag
 from pvi.models.topics.decoders import Decoder
 from pvi.models.topics.encoders import Encoder
 from pvi.models.topics.families import Family
 from pvi.models.topics.heads import Head
+from pvi.models.topics.likelihoods import topic_rows
 from pvi.models.topics.weights import NormalWeights, WalkWeights, Weights
 from pvi.nn import Component
 
@@ -42,7 +45,7 @@ class TopicPrograms(Component):
     def __init__(
         self,
         family: Family,
-        encoder: Encoder,
+        encoder: Encoder | CoordinateAscent,
         decoder: Decoder,
         heads: Sequence[Head] = (),
         *,
@@ -136,6 +139,10 @@ class TopicPrograms(Component):
 
     def posterior(self, bag: Bag, batch: Mapping[str, Tensor]) -> Any:
         """$q(z \\mid x)$ of each document."""
+        if isinstance(self.encoder, CoordinateAscent):
+            topics = self.decoder.topics(self.point()).detach()
+            rows = topic_rows(topics, bag, batch.get("times"))
+            return Dirichlet(self.encoder(bag, rows), validate_args=False)
         besides = [batch["covariates"]] if self.covariates else []
         if self.times:
             besides.append(one_hot(batch["times"], self.times).to(bag.counts))

@@ -31,7 +31,8 @@ class TopicModel(FittedTopics):
         family: "logistic_normal", "laplace_dirichlet", "correlated", "dirichlet", "gamma" or
             "weibull", or one of `pvi.models.topics.families`.
         decoder: "mixture", "product", "etm", "sage", "ecrtm" or "dynamic", or a `Decoder`.
-        encoder: what it reads, "words", "embeddings" or "both", or an `Encoder`.
+        encoder: what it reads, "words", "embeddings" or "both", or an `Encoder`; or "coordinate",
+            no network but the coordinate ascent of LDA.
         heads: "labels" where `y` of `fit` holds classes.
         bayesian_topics: whether topics are latent with a posterior.
         concentration: of the prior of shares; by default the family's.

@@ -72,4 +72,4 @@ class Recipe:
 
     def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
         """Adam over some parameters."""
-        return torch.optim.Adam(parameters, self.lr, betas=(self.momentum, 0.999))
+        return torch.optim.Adam(parameters, self.lr, betas=(self.momentum, 0.999), fused=True)
