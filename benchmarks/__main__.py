@@ -12,6 +12,8 @@ NEEDS_DATA = {
     "posteriordb": "posteriordb",
     "radon": "posteriordb",
     "starts": "posteriordb",
+    "topics": "",
+    "topics_coherence": "",
     "verdicts": "posteriordb",
 }  # name -> its folder under --data
 NAMES = (
@@ -36,6 +38,7 @@ NAMES = (
     "growth",
     "wall",
     "escalate",
+    "topics_scale",
     *NEEDS_DATA,
 )
 

@@ -64,10 +64,10 @@ def sklearn_lda(n_components: int, random_state: int) -> Any:
 PEERS = {"tomotopy LDA": TomotopyLDA, "scikit-learn LDA": sklearn_lda}
 
 
-def timed_fit(model: Any, X: Any, *y: Any) -> float:
+def timed_fit(model: Any, X: Any, y: Any = None, **more: Any) -> float:
     """Fit; processor seconds."""
     start = time.process_time()
-    model.fit(X, *y)
+    model.fit(X, *([] if y is None else [y]), **more)
     return time.process_time() - start
 
 
