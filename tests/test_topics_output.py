@@ -1,6 +1,7 @@
 """Corpora from files, topics as tables, groups, pictures and a page, and the command."""
 
 import json
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from scipy import sparse
 from typer.testing import CliRunner
 
+from docs import generate_topics
 from pvi.cli import app
 from pvi.datasets import Corpus, Documents, corpus, reuters
 from pvi.errors import DataError, FitError, PviError
@@ -332,3 +334,20 @@ def test_the_command_says_what_is_wrong(
     path = write_csv(tmp_path)
     found = CliRunner().invoke(app, ["topics", str(path), "--out", str(tmp_path / "o"), *words])
     assert found.exit_code == code and said in found.output
+
+
+def test_the_page_of_results_is_that_of_the_results() -> None:
+    """Else run `python -m docs.generate_topics`."""
+    assert generate_topics.PAGE.read_text(encoding="utf-8") == generate_topics.page()
+
+
+@pytest.mark.filterwarnings("ignore:training ended after:UserWarning")
+def test_the_example(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lda")
+    out = tmp_path / "out"
+    words = ["x", "--topics", "4", "--epochs", "1", "--search", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    path = Path(__file__).parents[1] / "examples" / "topics_reuters.py"
+    runpy.run_path(str(path))
+    assert "perplexity of held-out documents" in capsys.readouterr().out
+    assert (out / "index.html").is_file()
