@@ -199,6 +199,10 @@ def test_dates_that_are_missing_and_few_years() -> None:
     assert [str(t)[:10] for t in found.groups] == ["2020-01-01", "2020-03-01"]
     np.testing.assert_allclose(found.mean, [[0.3, 0.7], [1.0, 0.0]])
     assert np.isnan(found.se[1]).all()
+    some = output.topics_over_time(shares, dates, min_documents=2)
+    assert [str(t)[:10] for t in some.groups] == ["2020-01-01"]
+    with pytest.raises(DataError, match="min_documents"):
+        output.topics_over_time(shares, dates, min_documents=3)
 
 
 def test_short_documents_represent_no_topic() -> None:

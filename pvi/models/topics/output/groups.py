@@ -60,7 +60,9 @@ def topics_by_label(shares: Any, labels: Any) -> TopicsByGroup:
     return _averages(theta[known], groups, place)
 
 
-def topics_over_time(shares: Any, times: Any, *, num_bins: int = 12) -> TopicsByGroup:
+def topics_over_time(
+    shares: Any, times: Any, *, num_bins: int = 12, min_documents: int = 1
+) -> TopicsByGroup:
     """Mean shares of topics in periods of equal length.
 
     Args:
@@ -68,9 +70,10 @@ def topics_over_time(shares: Any, times: Any, *, num_bins: int = 12) -> TopicsBy
         times: `(N,)`, numbers or dates; documents with NaN or NaT are left out.
         num_bins: periods; those without documents are left out. Where there are no more different
             times than that, each has its own.
+        min_documents: in a period; others are left out.
 
     Raises:
-        DataError: another number of times, or no times.
+        DataError: another number of times, no times, or no period with so many documents.
     """
     values = np.asarray(times)
     theta = _checked(shares, values, "times")
@@ -93,7 +96,12 @@ def topics_over_time(shares: Any, times: Any, *, num_bins: int = 12) -> TopicsBy
         full, place = np.unique(bins, return_inverse=True)
         middle = (edges[full] + edges[full + 1]) / 2
     groups = middle.round().astype(np.int64).astype("datetime64[s]") if dates else middle
-    return _averages(theta[known], groups, place)
+    found = _averages(theta[known], groups, place)
+    kept = found.counts >= min_documents
+    if not kept.any():
+        raise DataError(f"times: no period has {min_documents} documents; lower min_documents")
+    parts = (found.groups, found.mean, found.se, found.counts)
+    return TopicsByGroup(*(part[kept] for part in parts))
 
 
 def _checked(shares: Any, values: np.ndarray, name: str) -> np.ndarray:

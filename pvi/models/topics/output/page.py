@@ -17,6 +17,7 @@ from pvi.page import Bar, Items, Numbers, Picture, Section, Table, write_page
 from pvi.plots import topics as plots
 
 PANELS = 12  # topics that have panels of their own
+FEW = 5  # documents whose mean is not worth a point in the course over time
 ROWS = 25  # labels, at most, in the heat map: the most frequent
 LONG = 160  # letters of a text that are shown
 WINDOW = 110  # of C_V (Röder et al. 2015)
@@ -125,8 +126,11 @@ class TopicReport:
         train, found = self.corpus.train, {}
         if train.labels is not None and len(np.unique(train.labels)) > 1:
             found["topics_by_label"] = topics_by_label(self.shares, train.labels)
-        if train.times is not None:
-            found["topics_over_time"] = topics_over_time(self.shares, train.times)
+        if train.times is not None and (train.times == train.times).any():  # NaN and NaT aren't
+            least = min(FEW, len(train) // 20)
+            found["topics_over_time"] = topics_over_time(
+                self.shares, train.times, min_documents=least
+            )
         return found
 
     def notes(self) -> list[str]:
