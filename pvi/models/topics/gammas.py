@@ -11,6 +11,8 @@ from torch.nn.functional import softplus
 from pvi.models.topics.families import FLOOR, Family
 
 EULER = 0.5772156649015329
+TAIL = 16.0  # where integrands are below 1e-7
+NODES = 128
 
 
 class GammaShares(Family):
@@ -44,8 +46,19 @@ class GammaShares(Family):
         return z / z.sum(-1, keepdim=True)
 
     def mean(self, q: Any, noise: Tensor) -> Tensor:
-        """$\\approx E_q[z] / \\sum_k E_q[z_k]$, exact where the rates are alike."""
-        return self.shares(q.mean)
+        """By an integral over t, for whose logarithm the trapezoidal rule is exact enough.
+
+        $$E\\Bigl[\\frac{z_k}{\\sum_i z_i}\\Bigr] = \\int_0^\\infty E[z_k e^{-t \\sum_i z_i}]\\,dt
+          = \\int_0^\\infty \\frac{a_k}{b_k + t} \\prod_i (1 + t / b_i)^{-a_i}\\,dt$$
+        """
+        a, b = q.base_dist.concentration, q.base_dist.rate
+        low = b.log().amin(-1, keepdim=True) - TAIL
+        high = b.log().amax(-1, keepdim=True) + TAIL / a.sum(-1, keepdim=True).clamp(min=0.05)
+        nodes = torch.linspace(0.0, 1.0, NODES, dtype=a.dtype).reshape(-1, *[1] * a.dim())
+        log_t = low + (high - low) * nodes  # (NODES, *batch, 1)
+        others = (a * softplus(log_t - b.log())).sum(-1, keepdim=True)
+        terms = a.log() + log_t - torch.logaddexp(b.log(), log_t) - others
+        return terms.logsumexp(0).softmax(-1)
 
 
 class WeibullDraws(dist.Weibull):
@@ -72,6 +85,13 @@ class WeibullShares(GammaShares):
     def posterior(self, h: Tensor) -> Any:
         shape, scale = softplus(h).chunk(2, -1)
         return WeibullDraws(scale + FLOOR, shape + 0.1, validate_args=False).to_event(1)
+
+    def mean(self, q: Any, noise: Tensor) -> Tensor:
+        if isinstance(q.base_dist, dist.Gamma):  # the prior
+            return super().mean(q, noise)
+        fn = q.base_dist
+        z = fn.scale * (-noise.unsqueeze(-2).log()) ** (1.0 / fn.concentration)
+        return self.shares(z).mean(0)
 
 
 @register_kl(WeibullDraws, dist.Gamma)

@@ -52,6 +52,7 @@ class ProdLDA(TopicModel):
             batch_size=batch_size,
             lr=lr,
             momentum=momentum,
+            decay=False,
             random_state=random_state,
         )
 
@@ -85,9 +86,9 @@ class LDA(TopicModel):
         dropout: float = 0.0,
         bayesian_topics: bool = False,
         topic_concentration: float = 0.1,
-        epochs: int = 100,
+        epochs: int = 20,
         batch_size: int = 200,
-        lr: float = 0.005,
+        lr: float = 0.02,
         momentum: float = 0.9,
         random_state: Any = None,
     ):
@@ -197,6 +198,7 @@ class CTM(TopicModel):
             batch_size=batch_size,
             lr=lr,
             momentum=momentum,
+            decay=False,
             random_state=random_state,
         )
 

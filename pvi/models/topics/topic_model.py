@@ -47,6 +47,7 @@ class TopicModel(FittedTopics):
         topic_dropout: share of topics that are dropped in training by "product".
         normalize: whether the encoder's numbers, and logits of "product", are normalised.
         epochs, batch_size, lr, momentum: of the training by Adam, momentum its first coefficient.
+        decay: whether the rate falls along a cosine.
         total_documents: of the corpus that `partial_fit` is given in pieces.
         random_state: makes a fit repeatable.
 
@@ -79,6 +80,7 @@ class TopicModel(FittedTopics):
         batch_size: int = 200,
         lr: float = 0.002,
         momentum: float = 0.9,
+        decay: bool = True,
         total_documents: int | None = None,
         random_state: Any = None,
     ):
@@ -102,6 +104,7 @@ class TopicModel(FittedTopics):
         self.batch_size = batch_size
         self.lr = lr
         self.momentum = momentum
+        self.decay = decay
         self.total_documents = total_documents
         self.random_state = random_state
 
@@ -164,7 +167,7 @@ class TopicModel(FittedTopics):
         self.n_features_in_ = stream.n_features
         self._assemble(next(stream.pieces()), seed, stream.n_documents)
         loader = stream.loader() if X is stream else X
-        self.fit_ = self._recipe().fit(self.programs_, loader, seed, options)
+        self.fit_ = self._recipe().fit(self.programs_, loader, seed, options, stream.n_documents)
         self.n_documents_ = stream.n_documents
         return self
 
@@ -172,7 +175,7 @@ class TopicModel(FittedTopics):
         return int(check_random_state(self.random_state).randint(2**31 - 1))
 
     def _recipe(self) -> Recipe:
-        return Recipe(self.epochs, self.batch_size, self.lr, self.momentum)
+        return Recipe(self.epochs, self.batch_size, self.lr, self.momentum, self.decay)
 
     def _assemble(self, data: Counts, seed: int, documents: int | None = None) -> None:
         with preserved_rng():

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import pvi
 from pvi.models.topics.counts import Counts
@@ -14,20 +16,27 @@ from pvi.models.topics.stream import one_pass
 
 @dataclass(frozen=True)
 class Recipe:
-    """Adam with a rate that stays, as in the papers of these models.
+    """Adam, by default with a rate that falls: else the end is a sample of the steps' noise.
 
     Args:
         epochs, batch_size, lr: as of `pvi.fit`.
         momentum: Adam's first coefficient.
+        decay: whether the rate falls along a cosine.
     """
 
     epochs: int
     batch_size: int
     lr: float
     momentum: float
+    decay: bool = True
 
     def fit(
-        self, programs: TopicPrograms, data: Any, seed: int | None, options: Mapping[str, Any]
+        self,
+        programs: TopicPrograms,
+        data: Any,
+        seed: int | None,
+        options: Mapping[str, Any],
+        rows: int | None = None,
     ) -> pvi.Fit:
         """Train programs.
 
@@ -35,6 +44,7 @@ class Recipe:
             data: what `pvi.fit` takes.
             seed: of this training.
             options: of `pvi.fit`, which come before the recipe's.
+            rows: documents, where the data don't say.
         """
         known: dict[str, Any] = {
             "objective": pvi.TraceMeanFieldELBO(),
@@ -46,7 +56,19 @@ class Recipe:
             known["epochs"] = self.epochs
         if isinstance(data, Counts):
             known["batch_size"] = self.batch_size
-        return pvi.fit(programs.model, programs.guide, data, **{**known, **options})
+        known |= options
+        if self.decay and not {"scheduler", "optimizer"} & options.keys():
+            known["scheduler"] = partial(
+                CosineAnnealingLR, T_max=self._steps(known, rows or len(data))
+            )
+        return pvi.fit(programs.model, programs.guide, data, **known)
+
+    def _steps(self, known: Mapping[str, Any], rows: int) -> int:
+        """How many there are, for options of `pvi.fit` and so many rows."""
+        if "steps" in known:
+            return known["steps"]
+        batch = known.get("batch_size") or self.batch_size
+        return known["epochs"] * max(rows // batch, 1)
 
     def step(
         self,
