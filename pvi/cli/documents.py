@@ -20,6 +20,7 @@ MODELS = {
     "dynamic": "DynamicETM",
 }
 PERIODS = 10  # of the dynamic model
+BATCHES, SMALLEST = 20, 16  # at least so many in an epoch, else a small corpus has too few steps
 
 
 def run(
@@ -37,9 +38,11 @@ def run(
         raise UsageError(f"--model: expected one of {', '.join(MODELS)}, got {model}")
     found = corpus(path, seed=seed, **reading)
     print(f"{found}\n", flush=True)
-    options: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
-    made = getattr(family, MODELS[model])(n_components=k, random_state=seed, **options)
     fitted, more, labels = _inputs(model, found)
+    made = getattr(family, MODELS[model])(n_components=k, random_state=seed)
+    made.set_params(batch_size=min(made.batch_size, max(len(fitted.train) // BATCHES, SMALLEST)))
+    if epochs is not None:
+        made.set_params(epochs=epochs)
     made.fit(fitted.train.counts, labels, **more[0])
     made.save(out / "model")
     report = TopicReport(made, fitted, more=more)
