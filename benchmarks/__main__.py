@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 NEEDS_DATA = {
-    "bnn": ".",
+    "bnn": "",
     "posteriordb": "posteriordb",
     "radon": "posteriordb",
     "starts": "posteriordb",
+    "topics": "",
+    "topics_coherence": "",
     "vae": "",
     "verdicts": "posteriordb",
 }  # name -> its folder under --data, "" for all
@@ -38,6 +40,7 @@ NAMES = (
     "growth",
     "wall",
     "escalate",
+    "topics_scale",
     *NEEDS_DATA,
 )
 

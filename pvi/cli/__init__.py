@@ -173,6 +173,48 @@ def vae(
         _say_end(out, {f"{model}, {data}": end})
 
 
+@app.command()
+def topics(
+    corpus: Annotated[
+        str, typer.Argument(help="A .csv, .jsonl or .npz file, or reuters (package lda).")
+    ],
+    model: Annotated[
+        str, typer.Option(help="prodlda, lda, etm, supervised or dynamic.")
+    ] = "prodlda",
+    k: Annotated[int, typer.Option("-k", "--topics", min=2, help="Number of topics.")] = 20,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the documents; the model's by default.")
+    ] = None,
+    text: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    label: Annotated[str | None, typer.Option(help="Column of labels [label, if there].")] = None,
+    time: Annotated[str | None, typer.Option(help="Column of times [time, if there].")] = None,
+    min_df: Annotated[int, typer.Option(min=1, help="Documents that a word must be in.")] = 5,
+    max_df: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of documents it may be in.")
+    ] = 0.5,
+    max_words: Annotated[int | None, typer.Option(min=2, help="Keep the most frequent.")] = None,
+    stop_words: Annotated[str, typer.Option(help="english or none.")] = "english",
+    test_share: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Documents to hold out.")
+    ] = 0.1,
+    seed: Seed = 0,
+    out: Out = Path("pvi-topics"),
+) -> None:
+    """Fit a topic model to a corpus, evaluate it, and write tables, pictures and a page."""
+    with _clear_errors():
+        from pvi.cli import documents
+        from pvi.plots import check_matplotlib
+
+        check_matplotlib()
+        out.mkdir(parents=True, exist_ok=True)
+        reading = {"text": text, "label": label, "time": time, "test_share": test_share}
+        reading |= {"min_df": min_df, "max_df": max_df, "max_features": max_words}
+        reading["stop_words"] = None if stop_words == "none" else stop_words
+        options = {"model": model, "k": k, "epochs": epochs, "seed": seed}
+        end = documents.run(corpus, out, **options, reading=reading)
+        _say_end(out, {f"{model}, {corpus}": end})
+
+
 def _say_end(out: Path, verdicts: dict[str, str], times: str = "") -> None:
     """The last lines: verdicts, and where the files are."""
     print("\nVerdicts" if len(verdicts) > 1 else "\nVerdict")

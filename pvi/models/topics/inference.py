@@ -43,7 +43,7 @@ class Inference:
             found = family.mean(programs.posterior(bag, batch), self.noise)
             if programs.encoder.reads != "words" or bool(bag.filled.all()):
                 return found
-            prior = family.mean(self._prior(batch), self.noise)
+            prior = family.mean(self.prior(batch), self.noise)
             return torch.where(bag.filled.unsqueeze(-1), found, prior)
 
     def log_likelihood(self, shares: Tensor, batch: Batch) -> Tensor:
@@ -76,7 +76,7 @@ class Inference:
         bag = Bag.of(batch["words"], batch["counts"])
         with evaluating(programs):
             torch.manual_seed(seed)
-            q, p = programs.posterior(bag, batch), self._prior(batch)
+            q, p = programs.posterior(bag, batch), self.prior(batch)
             found = programs.family.shares(q.sample((num_draws,)))
             if programs.encoder.reads != "words" or bool(bag.filled.all()):
                 return found
@@ -94,7 +94,7 @@ class Inference:
         bag = Bag.of(batch["words"], batch["counts"])
         with evaluating(programs):
             torch.manual_seed(seed)
-            q, p = programs.posterior(bag, batch), self._prior(batch)
+            q, p = programs.posterior(bag, batch), self.prior(batch)
             for _ in range(num_samples):
                 z = q.sample()
                 value = self._observed(programs.family.shares(z), weights, batch)
@@ -109,7 +109,8 @@ class Inference:
         with evaluating(self.programs):
             return head.predictions(shares.to(self.programs.point()))
 
-    def _prior(self, batch: Batch) -> Any:
+    def prior(self, batch: Batch) -> Any:
+        """$p(z)$ of each document, at the posterior means of what shifts it."""
         return self.programs.family.prior(self.programs.shift(batch, mean))
 
     def _observed(self, shares: Tensor, weights: Tensor, batch: Batch) -> Tensor:

@@ -14,16 +14,20 @@ from pvi.models.topics.metrics.heldout import (
     split_tokens,
     unigram_perplexity,
 )
+from pvi.models.topics.metrics.posterior import HeldOutBound, heldout_bound, kl_per_topic
 
 __all__ = [
     "Classification",
     "Coherence",
     "Collapse",
+    "HeldOutBound",
     "c_v",
     "classification",
     "collapse",
     "dc_perplexity",
+    "heldout_bound",
     "inverted_rbo",
+    "kl_per_topic",
     "mixture_log_likelihood",
     "npmi",
     "split_tokens",

@@ -114,7 +114,7 @@ def collapse(
         overlap=common.max(1),
         twin=common.argmax(1),
         active=sd > threshold,
-        duplicate=np.tril(common > 0.5, -1).any(1),
+        duplicate=np.tril(common, -1).max(1) > 0.5,
         threshold=threshold,
     )
 

@@ -39,7 +39,7 @@ def split_tokens(X: Any, seed: int = 0) -> tuple[Any, Any]:
     return _with_data(counts, first), _with_data(counts, numbers - first)
 
 
-def dc_perplexity(model: Any, X: Any, *, seed: int = 0) -> float:
+def dc_perplexity(model: Any, X: Any, *, seed: int = 0, **more: Any) -> float:
     """Perplexity of the second half of each document given the first: document completion.
 
     $$\\exp\\Bigl(-\\frac{\\sum_{dv} n^{(2)}_{dv} \\log p(v \\mid \\hat\\theta_d)}
@@ -51,11 +51,12 @@ def dc_perplexity(model: Any, X: Any, *, seed: int = 0) -> float:
     nothing has the number of words.
 
     Args:
-        model: fitted, with `log_likelihood(X, given=...)` as the models here; or with `transform`
-            and `components_` as scikit-learn's LDA, when $p(v \\mid \\theta) = \\sum_k
-            \\theta_k \\beta_{kv}$, both normalised first.
+        model: fitted, with `transform`, and either `log_likelihood(X, given=)` as the models here,
+            or `components_` as scikit-learn's LDA, when $p(v \\mid \\theta) = \\sum_k \\theta_k
+            \\beta_{kv}$, both normalised first.
         X: counts `(N, V)`.
         seed: of the split.
+        more: what else the model's methods take of documents, such as `embeddings`.
 
     Raises:
         DataError: no document has two tokens.
@@ -68,10 +69,10 @@ def dc_perplexity(model: Any, X: Any, *, seed: int = 0) -> float:
     if not tokens:
         raise DataError("corpus: no document has two tokens, so there is nothing to complete")
     if hasattr(model, "log_likelihood"):
-        total = np.sum(model.log_likelihood(second, given=first))
+        found = model.log_likelihood(second, given=first, **more)
     else:
-        total = mixture_log_likelihood(model.transform(first), model, second).sum()
-    return float(np.exp(-total / tokens))
+        found = mixture_log_likelihood(model.transform(first, **more), model, second)
+    return float(np.exp(-found.sum() / tokens))
 
 
 def mixture_log_likelihood(shares: Any, topics: Any, X: Any) -> np.ndarray:
