@@ -120,7 +120,7 @@ def cell(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    return f"{value:.2g}" if isinstance(value, float) else str(value)
+    return f"{value:.2g}" if isinstance(value, float) else str(value).replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,6 @@ def test_the_page_is_in_step() -> None:
 
 
 def test_tables() -> None:
-    rows = [{"a": 1.234, "b": None, "c": "x"}, {"a": 0.0123, "b": 5, "c": "y"}]
+    rows = [{"a": 1.234, "b": None, "c": "x | z"}, {"a": 0.0123, "b": 5, "c": "y"}]
     lines = generate_vae.table(rows, ("a", "b", "c")).splitlines()
-    assert lines == ["| a | b | c |", "|---|---|---|", "| 1.23 |  | x |", "| 0.012 | 5 | y |"]
+    assert lines == ["| a | b | c |", "|---|---|---|", r"| 1.23 |  | x \| z |", "| 0.012 | 5 | y |"]
