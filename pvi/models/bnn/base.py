@@ -281,7 +281,9 @@ class BNN(BaseEstimator):
             name: modules[name] if name in modules else make(x, modules, name)
             for name, x in tree["arguments"].items()
         }
-        found = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
+        for name, value in arguments.items():  # of JSON
+            arguments[name] = tuple(value) if isinstance(value, list) else value
+        found = cls(**arguments)
         restore(found, from_plain(tree["state"]))
         return found
 
