@@ -1,7 +1,9 @@
 """Bayesian linear regression through `bayesianize` and by other packages, against the truth.
 
 For y ~ N(x w + b, noise) with N(0, 1) priors the best factorised normal is known in closed form,
-and so are its bound and the evidence. What a package ends at is put into the exact bound.
+and so are its bound and the evidence. Peers take 600 steps of Adam, pvi its default without
+minibatches (L-BFGS on fixed draws), and with local reparameterisation 2,000 steps of Adam. What a
+package ends at is put into the exact bound.
 """
 
 from typing import Any
@@ -73,7 +75,7 @@ def ours(x: Tensor, y: Tensor, particles: int, local: bool, guide: Any) -> tuple
     objective = pvi.ELBO(particles, kl="exact")
     options = {"objective": objective, "seed": 0, "progress": False}
     if local:
-        options["optimizer"] = "adam"  # until its averages are level
+        options |= {"steps": 2000, "lr": 0.05}
     fit = pvi.fit(program, guide, (x, y), **options)
     reported = float(fit.posterior.log_weights(20_000, seed=1).mean())
     if isinstance(guide, pvi.guides.MeanField):

@@ -2,7 +2,7 @@
 
 A function per package: the parameters that it ends at and the bound that it reports, for the rows
 x `(N, p)`, y `(N,)`, noise of a known sd, weights and bias N(0, 1) a priori. All take the same
-number of steps of the same optimiser.
+number of steps of Adam.
 """
 
 import importlib.metadata

@@ -233,7 +233,7 @@ def test_continual_learning_remembers() -> None:
     x = rng.uniform(-2, 2, size=(160, 1))
     y = np.sin(2 * x[:, 0]) + 0.1 * rng.normal(size=160)
     left = x[:, 0] < 0
-    options = {"hidden": (20,), "steps": 400, "lr": 0.02}
+    options = {"hidden": (20,), "steps": 200, "lr": 0.03}
     both = regressor(**options).partial_fit(x[left], y[left])
     both.partial_fit(x[~left], y[~left])
     last = regressor(**options).fit(x[~left], y[~left])

@@ -118,7 +118,8 @@ class BNN(BaseEstimator):
                 "early_stopping nor noise_factor='validated'"
             )
         options = {"test_size": self.validation_fraction, "random_state": self.seed_}
-        first, held, y_first, y_held = train_test_split(x, y, **options)
+        parts: Any = train_test_split(x, y, **options)
+        first, held, y_first, y_held = parts
         found, scores = {}, {}
         for weight in weights:
             found[weight] = self._train(first, y_first, weight, held, y_held)
@@ -226,7 +227,8 @@ class BNN(BaseEstimator):
 
     def _read(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
-        return validate_data(self, X, dtype=np.float64, reset=False)
+        found: Any = validate_data(self, X, dtype=np.float64, reset=False)
+        return found
 
     def _draws(self, x: np.ndarray, num_draws: int, seed: int | None) -> np.ndarray:
         """Standardised targets from the posterior predictive, `(num_draws, N)`."""
@@ -275,16 +277,19 @@ class BNN(BaseEstimator):
         if tree.get("estimator") != cls.__name__:
             kind = tree.get("estimator", "something else")
             raise CheckpointError(f"{folder} holds {kind}, no {cls.__name__}")
-        arguments = {
+        arguments: dict[str, Any] = {
             name: modules[name] if name in modules else make(x, modules, name)
             for name, x in tree["arguments"].items()
         }
-        found = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
+        for name, value in arguments.items():  # of JSON
+            arguments[name] = tuple(value) if isinstance(value, list) else value
+        found = cls(**arguments)
         restore(found, from_plain(tree["state"]))
         return found
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(super().__getstate__())
+        given: Any = super().__getstate__()
+        state: dict[str, Any] = dict(given)
         if "_fitted" in state:
             names = [name for name in state if name.endswith("_") or name.startswith("_fitted")]
             state = {name: x for name, x in state.items() if name not in [*names, "_memory"]}
