@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +243,7 @@ def test_parts_of_a_corpus_one_after_the_other() -> None:
         for start in range(0, N, 80):
             model.partial_fit(X[start : start + 80], progress=False)
         scores.append(model.score(X))
-    assert all(later > sooner for sooner, later in zip(scores, scores[1:], strict=False))
+    assert all(later > sooner for sooner, later in pairwise(scores))
     per_document = float(model.fit_.history["bound"][-1]) / N
     assert abs(per_document - scores[-1]) < 0.1 * abs(per_document)
 
