@@ -272,6 +272,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", choices=[*MODELS, []], help="by default all")
     parser.add_argument("--out", type=Path, default=Path())
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     given = task(options.data, options.epochs)
     for name in options.models or MODELS:
         draw(name, given, options.out)
