@@ -121,7 +121,7 @@ def reuters() -> tuple[Documents, np.ndarray]:
         DataError: the package `lda` is not installed.
     """
     try:
-        from lda import datasets
+        from lda import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise DataError("the Reuters corpus comes with a package: pip install lda") from error
     from scipy.sparse import csr_matrix
