@@ -417,8 +417,9 @@ def test_what_is_trained_is_repeatable_and_leaves_random_numbers_alone() -> None
 CHECKED = TopicModel(2, family="dirichlet", encoder="coordinate", epochs=1, random_state=0)
 
 
-@pytest.mark.parametrize(
-    "check", [check for _, check in estimator_checks_generator(CHECKED)], ids=str
-)
+CHECKS = [check for _, check in estimator_checks_generator(CHECKED)]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=[check.func.__name__ for check in CHECKS])
 def test_conventions_of_scikit_learn(check: Any) -> None:
     check(clone(CHECKED))
