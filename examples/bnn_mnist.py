@@ -32,6 +32,8 @@ else:
 model = BNNClassifier((100,), steps=options.steps, kl_weight=(1.0, 0.1), lr=5e-3, random_state=0)
 model.fit(X, y)
 print(model)
+for note in model.notes_:
+    print("-", note)
 p = model.predict_proba(X_test)
 known, unknown = model.uncertainty(X_test), model.uncertainty(strange)
 print(f"error {1 - model.score(X_test, y_test):.1%} of {len(y_test)} test images")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_sampled_and_local_fits_find_the_optimum(exact: Exact) -> None:
     """Within 0.02 nats and 1 %, by fixed draws and by noise on activations in minibatches."""
     settings: dict[str, dict] = {
         "sampled": {},
-        "local": {"steps": 1500, "lr": 0.02, "batch_size": 20, "compile": "graph"},
+        "local": {"steps": 1000, "lr": 0.02, "batch_size": 20, "compile": "graph"},
     }
     for kind, options in settings.items():
         start = {"weight": exact.mean[:3].reshape(1, 3), "bias": exact.mean[3:]}
@@ -188,10 +189,15 @@ def two_layers() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
 
 
-def gradients(kind: str, num: int = 120, **options: Any) -> Tensor:
+@cache
+def sampled_gradients() -> Tensor:
+    return gradients("sampled")
+
+
+def gradients(kind: str, num: int = 120, kl: Any = "exact") -> Tensor:
     model = program(bnn.bayesianize(two_layers(), likelihood=bnn.Gaussian(0.5)), kind)
     guide = pvi.guides.MeanField(model, "module", init_scale=0.3).setup(X, Y)
-    objective = pvi.ELBO(8, kl=options.get("kl", "exact"))
+    objective = pvi.ELBO(8, kl=kl)
     found = []
     torch.manual_seed(1)
     for _ in range(num):
@@ -202,7 +208,7 @@ def gradients(kind: str, num: int = 120, **options: Any) -> Tensor:
 
 
 def check_gradients(kind: str, kl: str = "exact") -> None:
-    plain, other = gradients("sampled"), gradients(kind, kl=kl)
+    plain, other = sampled_gradients(), gradients(kind, kl=kl)
     se = (plain.var(0) / len(plain) + other.var(0) / len(other)).sqrt()
     assert ((plain.mean(0) - other.mean(0)) / se).abs().max() < 4.5
     if kl == "exact":
@@ -344,7 +350,7 @@ def test_modules_run_for_many_draws_and_stay_as_they_are(name: str) -> None:
             text = str(objective.explain(model, guide, x, y))
             if num > 1:
                 assert ("network run draw by draw" in text) == (name == "lstm")
-            many = [objective.evaluate(model, guide, (x, y)) for _ in range(40 // num)]
+            many = [objective.evaluate(model, guide, (x, y)) for _ in range(24 // num)]
             torch.autograd.grad(many[0].loss, leaves(guide))
             found = torch.stack([e.bound for e in many])
             bounds[num] = found.mean(), found.var() / len(found)
@@ -579,7 +585,7 @@ def test_empirical_bayes_learns_the_scale() -> None:
         scale = float(pyro.param("weight.scale").detach())
     guide = fit.guide
     second = (guide.loc.weight.square() + guide.scale.weight.square()).mean()
-    assert abs(scale / float(second.sqrt()) - 1.0) < 0.03
+    assert abs(scale / float(second.detach().sqrt()) - 1.0) < 0.03
 
 
 COUNTS = torch.tensor([0.0, 3.0, 1.0, 0.0, 2.0, 5.0])
