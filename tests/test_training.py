@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import pvi
 from pvi.errors import DataError, FitError, GuideError
+from pvi.fit import drift
 from pvi.fit.precision import raised
 from tests.scenarios import local_model, mean_model, randn
 
@@ -326,3 +327,20 @@ class TestCallbacks:
         assert watch.last.bound == fit.history["bound"][-1]
         assert watch.last.validation_bound is None
         assert watch.last.lr == fit.history["lr"][-1]
+
+
+def test_a_look_ahead_may_leave_the_support(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far along the way the scale is negative; the fit itself was sound and is kept."""
+    monkeypatch.setattr(drift, "FURTHER", (1e6,))
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 10.0), obs=torch.tensor(0.0))
+
+    def guide() -> None:
+        scale = pyro.param("scale", torch.tensor(1.5))
+        pyro.sample("z", dist.Normal(0.0, scale))
+
+    fit = pvi.fit(model, guide, optimizer="adam", lr=0.05, steps=400, seed=0, progress=False)
+    assert len(fit.history) == 400
+    assert float(fit.posterior.params.named()["scale"].detach()) == pytest.approx(0.995, abs=0.1)

@@ -273,7 +273,11 @@ class Trainer:
 
             def bound() -> float:
                 torch.manual_seed(seed)
-                return -self.team.mean(float(training.blocks.loss(batch, step)))
+                try:
+                    loss = float(training.blocks.loss(batch, step))
+                except (PviError, RuntimeError, ValueError):  # no training has been there
+                    loss = math.nan
+                return -self.team.mean(loss)
 
             return bound
 
