@@ -1,5 +1,6 @@
 """Bayesian neural networks: any module with random weights, as a Pyro model."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pvi.models.bnn import metrics
@@ -32,7 +33,8 @@ from pvi.models.bnn.selection import Weight, last_layer, weights
 from pvi.models.bnn.training import Recipe, he
 
 if TYPE_CHECKING:
-    from pvi.models.bnn.estimators import BNNClassifier, BNNRegressor
+    from pvi.models.bnn.classifier import BNNClassifier
+    from pvi.models.bnn.regressor import BNNRegressor
 
 __all__ = [
     "BNNClassifier",
@@ -70,10 +72,11 @@ __all__ = [
 ]
 
 
+ESTIMATORS = {"BNNClassifier": "classifier", "BNNRegressor": "regressor"}
+
+
 def __getattr__(name: str) -> Any:
     """The estimators, which need scikit-learn, at their first use."""
-    if name not in ("BNNClassifier", "BNNRegressor"):
+    if name not in ESTIMATORS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from pvi.models.bnn import estimators
-
-    return getattr(estimators, name)
+    return getattr(import_module(f"pvi.models.bnn.{ESTIMATORS[name]}"), name)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor
@@ -71,3 +72,13 @@ def members_first(values: Tensor, copies: int) -> Tensor:
     if copies == 1:
         return values
     return torch.cat(values.unbind(2))
+
+
+def for_members(targets: Tensor, fn: Any) -> Tensor:
+    """Targets `(N,)` in a shape that fits a distribution `(S, N)` or `(S, N, copies)`."""
+    return targets if len(fn.batch_shape) == 2 else targets.unsqueeze(-1)
+
+
+def as_numpy(values: Tensor) -> np.ndarray:
+    """Values in double precision."""
+    return values.double().numpy()
