@@ -18,14 +18,16 @@ class BatchNorm(Component):
         features: numbers in a row.
         momentum: share of a step in the running means.
         shift: whether a shift is learned.
+        eps: is added to variances. That of ProdLDA's authors: where logits vary less than this,
+            their weights keep a scale, without which the top words are the rarest.
     """
 
     mean: Tensor
     variance: Tensor
 
-    def __init__(self, features: int, momentum: float = 0.1, shift: bool = True):
+    def __init__(self, features: int, momentum: float = 0.1, shift: bool = True, eps: float = 1e-3):
         super().__init__()
-        self.features, self.momentum, self.shift = features, momentum, shift
+        self.features, self.momentum, self.shift, self.eps = features, momentum, shift, eps
         self.bias = torch.nn.Parameter(torch.zeros(features)) if shift else None
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("variance", torch.ones(features))
@@ -34,4 +36,5 @@ class BatchNorm(Component):
         flat = x.reshape(-1, self.features)
         live = self.training and torch.is_grad_enabled() and len(flat) > 1
         running = (self.mean, self.variance)
-        return batch_norm(flat, *running, None, self.bias, live, self.momentum).reshape(x.shape)
+        found = batch_norm(flat, *running, None, self.bias, live, self.momentum, self.eps)
+        return found.reshape(x.shape)
