@@ -39,13 +39,13 @@ demo: $(VENV)/.installed-demo ## run the demonstration; it writes to pvi-demo/
 	OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/pvi demo $(DEMO_ARGS)
 
 test: lint ## lint, check types and run the fast tests
-	OMP_NUM_THREADS=$(THREADS) $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$(THREADS) $(PY) -m pytest -q -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-test ## run the tests marked slow
-	OMP_NUM_THREADS=$(THREADS) $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup -m slow $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$(THREADS) $(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m slow $(PYTEST_ARGS)
 
 test-compiled: $(VENV)/.installed-test ## run the fast tests with every fit's steps captured
-	OMP_NUM_THREADS=$(THREADS) $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup --compile graph $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$(THREADS) $(PY) -m pytest -q -n $(WORKERS) --dist loadfile --compile graph $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test ## ruff, its formatter in check mode, and pyright
 	$(PY) -m ruff check .

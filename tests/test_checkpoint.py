@@ -249,7 +249,10 @@ def test_patience(tmp_path: Path) -> None:
     assert_same(whole, run(case, checkpoint=tmp_path))  # ended: no step more
 
 
-@pytest.mark.parametrize("left", [50, 330, 620])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("left", [pytest.param(50, marks=SLOW), 330, pytest.param(620, marks=SLOW)])
 def test_stages(left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The averages of "adam" in its stages, and the way that the parameters have gone."""
     ways: list[Any] = []
@@ -463,10 +466,10 @@ def test_random_streams() -> None:
 
 def test_kills(tmp_path: Path) -> None:
     """`kill -9` at random moments, also inside a write: see the benchmark."""
-    command = [sys.executable, "-m", "benchmarks.checkpoints", "--kills", "6", "--steps", "600"]
+    command = [sys.executable, "-m", "benchmarks.checkpoints", "--kills", "3", "--steps", "600"]
     subprocess.run([*command, "--results", tmp_path], check=True, capture_output=True)
     rows = json.loads((tmp_path / "checkpoints.json").read_text())["rows"]
-    assert sum(row["kills"] for row in rows) == 6
+    assert sum(row["kills"] for row in rows) == 3
     for row in rows:
         assert row["bit-identical"] is True
         assert row["most steps lost"] <= row["every"]

@@ -19,7 +19,6 @@ from pvi.errors import FitError
 from tests import team
 
 ROW = team.Faulty.ROW
-pytestmark = pytest.mark.xdist_group("torchrun")
 
 
 @pytest.fixture(scope="module")

@@ -204,14 +204,12 @@ def check_refusal(cell: Cell) -> None:
 def marked(cells: list[Cell], slow_estimators: Collection[str] = ()) -> list[Any]:
     """Parameters of a test.
 
-    Cells of one situation share their references, so one process runs them all. The estimators
-    named run with `make test-slow`, but for local latents always.
+    The estimators named run with `make test-slow`, but for local latents always.
     """
     found = []
     for cell in cells:
         rare = cell.estimator in slow_estimators and cell.situation != "local"
-        slow = [pytest.mark.slow] if rare else []
-        marks = [pytest.mark.xdist_group(cell.situation), *slow]
+        marks = [pytest.mark.slow] if rare else []
         found.append(pytest.param(cell, id=str(cell), marks=marks))
     return found
 
