@@ -18,9 +18,9 @@ from pvi.diagnostics import mutual_information_gap
 from pvi.figures import new_figure
 from pvi.models.vae import VAE
 
-SHAPE, LATENTS, HIDDEN = (1, 32, 32), 10, (256, 256)
-BATCH, RATE = 256, 2e-3
-BETAS = {"beta-VAE": (1.0, 4.0, 8.0), "beta-TC": (4.0, 8.0)}  # at 1 both are the ELBO
+SHAPE, LATENTS, HIDDEN = (1, 32, 32), 10, (200, 200)
+BATCH, RATE = 64, 1e-3
+BETAS = {"beta-VAE": (1.0, 2.0, 4.0, 8.0), "beta-TC": (4.0, 8.0)}  # at 1 both are the ELBO
 FACTORS = ("shape", "scale", "orientation", "x", "y")
 HEADER = ("method", "beta", "seed", "MIG", "ELBO", "information", "active", *FACTORS, "seconds")
 MEANING = {

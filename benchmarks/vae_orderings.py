@@ -51,6 +51,7 @@ def orderings(data: Path, results: Path, *, epochs: int, seed: int, **_: Any) ->
     train = found.train.flatten(1)
     test = Binarized(found.test.flatten(1)).fixed(seed=0)
     rows, before = [], None
+    more = {"orderings_epochs": epochs, "orderings_meaning": MEANING}
     for name, objective in OBJECTIVES.items():
         torch.manual_seed(seed)
         model = network(train)
@@ -64,9 +65,8 @@ def orderings(data: Path, results: Path, *, epochs: int, seed: int, **_: Any) ->
         rows.append([name, *mean_se(nll), *less, elbo(model, test[:IMAGES]), active, *seconds])
         print(*rows[-1], flush=True)
         before = nll
-    shown = [[None if x != x else x for x in row] for row in rows]
-    more = {"orderings_epochs": epochs, "orderings_meaning": MEANING}
-    report("vae", HEADER, shown, results, key="orderings", more=more)
+        shown = [[None if x != x else x for x in row] for row in rows]
+        report("vae", HEADER, shown, results, key="orderings", more=more)
 
 
 def elbo(model: VAE, x: Tensor) -> float:
