@@ -3,7 +3,8 @@
 Networks of one hidden layer of 50 ReLU units with a mean-field posterior. All splits and KL weights
 of a data set are one batch of independent networks. A fifth of each training split chooses the
 split's own likelihood (homo- or heteroscedastic), KL weight and noise factor by the log likelihood
-of the mixture of 100 networks; then a network is trained on the whole training split.
+of the mixture of 100 networks; then three networks are trained on the whole training split from
+starts of their own, and predictions are those of their mixture. The first alone has a column too.
 """
 
 import csv
@@ -30,6 +31,7 @@ HEADS = {"noise": None, "heteroscedastic": "decoded"}  # -> scale of bnn.Gaussia
 FACTORS = (0.85, 1.0, 1.2, 1.4, 1.7, 2.0, 2.5, 3.0)  # on the predicted sd
 DRAWS, CHUNK = 100, 10
 HELD = 0.2  # of a training split, to choose on
+MEMBERS = 3  # networks in the final mixture
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,38 @@ def trained(rows: Rows, weights: Tensor, head: str, plan: Plan, seed: int) -> An
     return recipe.fit(Tempered(model, weights), rows.x, rows.y, **options).posterior
 
 
-def evaluated(posterior: Any, rows: Rows, scale: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Mixture log likelihoods `(factors, C)` and RMSEs `(C)`, in original units."""
+@dataclass(frozen=True)
+class Draws:
+    """What the networks of C columns predict.
+
+    Attributes:
+        log_lik: of each row under each network, `(factors, S, N, C)`, standardised.
+        means: `(S, N, C)`.
+    """
+
+    log_lik: Tensor
+    means: Tensor
+
+    def members(self, number: int) -> "Draws":
+        """Of the columns `(M C)` as `(C)`: those of M members count as further draws."""
+        log_lik = self.log_lik.unflatten(-1, (number, -1)).movedim(-2, 1).flatten(1, 2)
+        return Draws(log_lik, self.means.unflatten(-1, (number, -1)).movedim(-2, 0).flatten(0, 1))
+
+    def first(self, columns: int) -> "Draws":
+        return Draws(self.log_lik[..., :columns], self.means[..., :columns])
+
+    def scores(self, scale: Tensor) -> Tensor:
+        """Mixture log likelihoods in original units, `(factors, C)`."""
+        found = [mixture_log_likelihood(each.flatten(1)) for each in self.log_lik]
+        return torch.stack(found).unflatten(1, self.log_lik.shape[2:]).mean(1) - scale.log()
+
+    def errors(self, y: Tensor, scale: Tensor) -> Tensor:
+        """RMSEs in original units, `(C)`."""
+        return (self.means.mean(0) - y).square().mean(0).sqrt() * scale
+
+
+def drawn(posterior: Any, rows: Rows, seed: int) -> Draws:
+    """Predictions of 100 networks for each column."""
     networks = draw_networks(posterior, DRAWS, seed)
     log_lik, means = [], []
     for k in range(0, DRAWS, CHUNK):
@@ -159,11 +191,7 @@ def evaluated(posterior: Any, rows: Rows, scale: Tensor, seed: int) -> tuple[Ten
         factors = torch.tensor(FACTORS).reshape(-1, 1, 1, 1)
         log_lik.append(torch.distributions.Normal(fn.mean, fn.stddev * factors).log_prob(rows.y))
         means.append(fn.mean)
-    joined = torch.cat(log_lik, 1)
-    mixed = torch.stack([mixture_log_likelihood(x.flatten(1)) for x in joined])
-    found = mixed.reshape(len(FACTORS), *rows.y.shape).mean(1) - scale.log()
-    error = torch.cat(means).mean(0) - rows.y
-    return found, error.square().mean(0).sqrt() * scale
+    return Draws(torch.cat(log_lik, 1), torch.cat(means))
 
 
 def choose(folder: Path, name: str, plan: Plan, seed: int) -> list[tuple[str, float, float]]:
@@ -174,8 +202,9 @@ def choose(folder: Path, name: str, plan: Plan, seed: int) -> list[tuple[str, fl
     for head in HEADS:
         each = weights.repeat_interleave(num)
         posterior = trained(splits.train.repeated(times), each, head, plan, seed)
-        rows, scale = splits.test.repeated(times), splits.scale.repeat(times)
-        found = evaluated(posterior, rows, scale, seed)[0]
+        found = drawn(posterior, splits.test.repeated(times), seed).scores(
+            splits.scale.repeat(times)
+        )
         scores.append(found.reshape(len(FACTORS), times, num))
         print(name, head, "validation:", found.reshape(-1, times, num).mean(-1).T, flush=True)
     table = torch.stack(scores)  # (heads, factors, weights, splits)
@@ -186,22 +215,24 @@ def choose(folder: Path, name: str, plan: Plan, seed: int) -> list[tuple[str, fl
 
 def final(
     folder: Path, name: str, plan: Plan, chosen: Sequence[tuple[str, float, float]], seed: int
-) -> tuple[Tensor, Tensor]:
-    """Test log likelihood and RMSE of each split, trained on all of its training part."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Test log likelihood, that of one network, and RMSE of each split, `(20)` each."""
     splits = read(folder, name)
-    log_lik, rmse = torch.full((len(chosen),), math.nan), torch.full((len(chosen),), math.nan)
+    log_lik, alone, rmse = (torch.full((len(chosen),), math.nan) for _ in range(3))
     for head in HEADS:
         mine = [i for i, (h, _, _) in enumerate(chosen) if h == head]
         if not mine:
             continue
-        columns = mine if len(mine) > 1 else mine * 2  # copies are at least two
-        part = splits.columns(columns)
-        weights = torch.tensor([chosen[i][1] for i in columns])
-        posterior = trained(part.train, weights, head, plan, seed)
-        found, errors = evaluated(posterior, part.test, part.scale, seed)
-        for k, i in enumerate(mine):
-            log_lik[i], rmse[i] = found[FACTORS.index(chosen[i][2]), k], errors[k]
-    return log_lik, rmse
+        part = splits.columns(mine)
+        weights = torch.tensor([chosen[i][1] for i in mine]).repeat(MEMBERS)
+        posterior = trained(part.train.repeated(MEMBERS), weights, head, plan, seed)
+        every = drawn(posterior, part.test.repeated(MEMBERS), seed)
+        whole, one = every.members(MEMBERS), every.first(len(mine))
+        places = [FACTORS.index(chosen[i][2]) for i in mine], range(len(mine))
+        log_lik[mine] = whole.scores(part.scale)[places]
+        alone[mine] = one.scores(part.scale)[places]
+        rmse[mine] = whole.errors(part.test.y, part.scale)
+    return log_lik, alone, rmse
 
 
 def reference(folder: Path, name: str) -> tuple[Tensor, Tensor]:
@@ -223,7 +254,7 @@ def row(folder: Path, name: str, seed: int) -> dict[str, Any]:
     plan = PLANS[name]
     with timed() as seconds:
         chosen = choose(folder, name, plan, seed)
-        log_lik, rmse = final(folder, name, plan, chosen, seed)
+        log_lik, alone, rmse = final(folder, name, plan, chosen, seed)
     other, other_rmse = reference(folder, name)
     difference = log_lik - other
     se = difference.std() / len(difference) ** 0.5
@@ -231,6 +262,7 @@ def row(folder: Path, name: str, seed: int) -> dict[str, Any]:
     return {
         "data": name,
         "LL": shown(log_lik),
+        "LL, one network": shown(alone),
         "MC dropout, tuned": shown(other),
         "LL minus it, paired": shown(difference),
         "verdict": verdict(float(difference.mean()), float(se)),
