@@ -84,6 +84,8 @@ def _section(heading: tuple[str, str], rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
     names = [n for n in rows[0] if any(row[n] is not None for row in rows)]
+    kinds = list(dict.fromkeys(row[names[0]] for row in rows))
+    rows = sorted(rows, key=lambda row: kinds.index(row[names[0]]))
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     lines += [f"| {' | '.join(_cell(row[n]) for n in names)} |" for row in rows]
     title, text = heading
