@@ -1,9 +1,11 @@
 """A picture of each model of the VAE family: reconstructions, samples, traversals, interpolations.
 
-python examples/vae_gallery.py [--data digits|fashion-mnist|mnist|PATH] [--epochs 50] [--out DIR]
+python examples/vae_gallery.py [--data digits|fashion-mnist|mnist|PATH] [--rows N] [--epochs 50]
+    [--models vae ladder ...] [--out DIR]
 """
 
 import argparse
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 import pvi
-from pvi.datasets import Binarized, images
+from pvi.datasets import images
 from pvi.models.vae import (
     GAN,
     VAE,
@@ -37,10 +39,10 @@ Rows = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """Images in [0, 1] and as bits, with labels, and how long to train."""
+    """Images in [0, 1] and in black and white, with labels, and how long to train."""
 
     grey: Tensor
-    bits: Binarized
+    bits: Tensor
     shown: Tensor
     shown_grey: Tensor
     labels: Tensor
@@ -52,7 +54,7 @@ class Task:
         return tuple(self.grey.shape[1:])
 
     def trained(self, model: Any, data: Any = None, y: Any = None, **options: Any) -> Any:
-        """The model after a fit, by default to bits that are drawn anew each time."""
+        """The model after a fit, by default to black and white."""
         options = {"epochs": self.epochs, "batch_size": 100, "lr": 5e-3, "seed": 0, **options}
         return model.fit(self.bits if data is None else data, y, **options)
 
@@ -86,7 +88,7 @@ def vae(task: Task) -> Rows:
 
 
 def beta_vae(task: Task) -> Rows:
-    return latent(task.trained(VAE(task.shape, LATENTS, beta=4.0)), task.shown)
+    return latent(task.trained(VAE(task.shape, LATENTS, beta=2.0)), task.shown)
 
 
 def iwae(task: Task) -> Rows:
@@ -99,8 +101,8 @@ def factor(task: Task) -> Rows:
 
 
 def conditional(task: Task) -> Rows:
-    bits = task.bits.fixed(seed=1)
-    model = task.trained(ConditionalVAE(task.shape, CLASSES, latents=LATENTS), bits, task.labels)
+    model = ConditionalVAE(task.shape, CLASSES, latents=LATENTS)
+    task.trained(model, task.bits, task.labels)
     return classes(model, task)
 
 
@@ -108,7 +110,7 @@ def semi_supervised(task: Task) -> Rows:
     known = torch.where(torch.arange(len(task.labels)) < KNOWN, task.labels, -1)
     alpha = 0.1 * len(known) / KNOWN  # as in the paper
     model = SemiSupervisedVAE(task.shape, CLASSES, latents=LATENTS, alpha=alpha)
-    return classes(task.trained(model, task.bits.fixed(seed=1), known), task)
+    return classes(task.trained(model, task.bits, known), task)
 
 
 def classes(model: Any, task: Task) -> Rows:
@@ -145,10 +147,10 @@ def layers(model: Any, x: Tensor) -> Rows:
 
 def vq_vae(task: Task) -> Rows:
     model = task.trained(VQVAE(task.shape, 32, 8, channels=(32,)))
-    x, bits = task.shown, task.bits.fixed(seed=1)
+    x = task.shown
     rows = {"held out": x, "reconstructed": model.reconstruct(x)}
     rows["uniform prior"] = model.sample(COLUMNS, mean=True, seed=0)
-    model.fit_prior(bits, epochs=task.epochs, batch_size=100, lr=5e-3, seed=0)
+    model.fit_prior(task.bits, epochs=task.epochs, batch_size=100, lr=5e-3, seed=0)
     rows["learned prior"] = model.sample(COLUMNS, mean=True, seed=0)
     first, second = model.encode(x[:2]).flatten(1)
     taken = torch.linspace(0, len(first), COLUMNS).round().long()
@@ -241,16 +243,16 @@ MODELS: dict[str, Callable[[Task], Rows]] = {
 }
 
 
-def task(source: str, epochs: int) -> Task:
+def task(source: str, epochs: int, rows: int | None) -> Task:
     found = images(source)
     if found.labels is None or found.test_labels is None:
         raise SystemExit(f"{source} has no labels, which some models need")
     return Task(
-        grey=found.train,
-        bits=Binarized(found.train),
-        shown=Binarized(found.test).fixed(seed=0)[:COLUMNS],
+        grey=found.train[:rows],
+        bits=(found.train[:rows] > 0.5).float(),
+        shown=(found.test[:COLUMNS] > 0.5).float(),
         shown_grey=found.test[:COLUMNS],
-        labels=found.labels,
+        labels=found.labels[:rows],
         shown_labels=found.test_labels[:COLUMNS],
         epochs=epochs,
     )
@@ -258,22 +260,24 @@ def task(source: str, epochs: int) -> Task:
 
 def draw(name: str, given: Task, folder: Path) -> None:
     """Train a model and write its picture."""
+    start = time.perf_counter()
     torch.manual_seed(0)
     rows = {label: x.mean(1).detach() for label, x in MODELS[name](given).items()}
     figure = plot_images(rows, COLUMNS)
     figure.savefig(folder / f"gallery_{name}.png", dpi=60, bbox_inches="tight")
-    print(f"gallery_{name}.png", flush=True)
+    print(f"gallery_{name}.png, {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="digits")
     parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--rows", type=int, help="images to train on, by default all")
     parser.add_argument("--models", nargs="*", choices=[*MODELS, []], help="by default all")
     parser.add_argument("--out", type=Path, default=Path())
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    given = task(options.data, options.epochs)
+    given = task(options.data, options.epochs, options.rows)
     for name in options.models or MODELS:
         draw(name, given, options.out)
 
