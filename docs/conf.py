@@ -50,5 +50,11 @@ def _inline(match: re.Match[str]) -> str:
     return f":math:`{' '.join(match[1].split())}`"
 
 
+def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
+    """Leave out what estimators have from scikit-learn, whose text refers to its own pages."""
+    return True if str(getattr(obj, "__module__", "")).startswith("sklearn.") else None
+
+
 def setup(app: Any) -> None:
+    app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-docstring", dollar_maths)

@@ -24,9 +24,7 @@ class BNNClassifier(ClassifierMixin, BNN):
 
     Args:
         network: a module of one's own, from `(N, d)` to logits `(N, classes)`.
-        hidden, activation, prior, kl_weight, members, steps, batch_size, lr, warm_up, init_scale,
-            local_reparam, early_stopping, patience, validation_fraction, num_draws, progress,
-            random_state: as of `BNNRegressor`, with its attributes.
+        others: as of `BNNRegressor`, with its attributes.
     """
 
     def fit(self, X: Any, y: Any) -> Self:

@@ -17,8 +17,7 @@ class ProdLDA(TopicModel):
         concentration: of the Dirichlet.
         dropout: share of the encoder's hidden units that are dropped in training.
         topic_dropout: share of topics that are dropped in training.
-        hidden, bayesian_topics, topic_concentration, epochs, batch_size, lr, momentum,
-            random_state: as of `TopicModel`.
+        others: as of `TopicModel`.
 
     Reference:
         Srivastava and Sutton (2017), Autoencoding Variational Inference for Topic Models.
@@ -68,8 +67,7 @@ class LDA(TopicModel):
         concentration: of the Dirichlet, for each topic.
         family: "dirichlet"; with an encoder also "gamma", "weibull" or "laplace_dirichlet".
         encoder: "coordinate" or "words".
-        hidden, dropout, bayesian_topics, topic_concentration, epochs, batch_size, lr, momentum,
-            total_documents, random_state: as of `TopicModel`.
+        others: as of `TopicModel`.
 
     Reference:
         Blei, Ng and Jordan (2003), Latent Dirichlet Allocation.
@@ -162,8 +160,7 @@ class CTM(TopicModel):
     Args:
         n_components: K.
         encoder: "both" (combined) or "embeddings" (zero-shot).
-        concentration, hidden, dropout, topic_dropout, bayesian_topics, epochs, batch_size, lr,
-            momentum, random_state: as of `ProdLDA`.
+        others: as of `ProdLDA`.
 
     Reference:
         Bianchi, Terragni and Hovy (2021), Pre-training is a hot topic; Bianchi et al. (2021),
@@ -214,8 +211,7 @@ class SupervisedLDA(TopicModel):
         n_components: K.
         family, concentration: as of `LDA`.
         label_weight: of a label's log likelihood; other than 1, bounds are of no model.
-        hidden, dropout, bayesian_topics, topic_concentration, epochs, batch_size, lr, momentum,
-            random_state: as of `TopicModel`.
+        others: as of `TopicModel`.
 
     Reference:
         McAuliffe and Blei (2007), Supervised topic models.
