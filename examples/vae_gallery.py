@@ -243,7 +243,7 @@ MODELS: dict[str, Callable[[Task], Rows]] = {
 }
 
 
-def task(source: str, epochs: int, rows: int | None) -> Task:
+def task(source: str, epochs: int, rows: int | None = None) -> Task:
     found = images(source)
     if found.labels is None or found.test_labels is None:
         raise SystemExit(f"{source} has no labels, which some models need")
