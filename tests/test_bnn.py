@@ -1,6 +1,8 @@
 """Bayesian networks: a linear one against the exact answer, gradients, kinds of modules, saving."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -757,3 +759,33 @@ def test_fan_in_of_a_transposed_convolution() -> None:
     assert model.weights["0.weight"].fan_in == 16
     x = torch.randn(4, 16, 30, generator=torch.Generator().manual_seed(0))
     assert 0.85 < float(bnn.prior_draws(model, x, 200, seed=0).std()) < 1.1
+
+
+def test_a_fresh_process_predicts_the_same(tmp_path: Path) -> None:
+    made = (
+        "import sys, torch, pvi\n"
+        "from torch import nn\n"
+        "from pvi.models import bnn\n"
+        "net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))\n"
+        "x = torch.linspace(-1.0, 1.0, 12).reshape(6, 2)\n"
+        "model = pvi.local_reparam(bnn.bayesianize(net))\n"
+    )
+    names: dict[str, Any] = {}
+    exec(made, names)
+    x, guide = names["x"], pvi.guides.MeanField(init_loc_fn="module", init_scale=1e-2)
+    fit = pvi.fit(names["model"], guide, (x, x[:, 0]), steps=5, seed=0)
+    fit.save(tmp_path / "fit")
+    code = made + (
+        "fit = pvi.load(sys.argv[1] + '/fit', model, pvi.guides.MeanField(), (x, x[:, 0]))\n"
+        "torch.save(fit.posterior.predict(x, num_draws=7, seed=1)['y'], sys.argv[1] + '/y.pt')\n"
+    )
+    threads = (
+        f"import torch\ntorch.set_num_threads({torch.get_num_threads()})\n"
+        f"torch.set_default_dtype({torch.get_default_dtype()})\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", threads + code, str(tmp_path)], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    there = torch.load(tmp_path / "y.pt")
+    assert torch.equal(there, fit.posterior.predict(x, num_draws=7, seed=1)["y"])
