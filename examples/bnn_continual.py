@@ -93,7 +93,7 @@ for way, found in ways.items():
         blank = [""] * (len(tasks) - len(each))
         lines.append([way, name, *(f"{a:.2f}" for a in each), *blank, f"{mean:.2f}"])
 axes.axhline(0.5, color="0.6", lw=0.8, ls=":")
-axes.set(xlabel="tasks learned", ylabel="mean accuracy on these", ylim=(0.45, 1.02))
+axes.set(xlabel="tasks learned", ylabel="mean accuracy on these", ylim=(0.0, 1.05))
 axes.set_xticks(range(1, len(tasks) + 1))
 axes.legend(frameon=False, loc="lower left", fontsize=8)
 tidy(axes)

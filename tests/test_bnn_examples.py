@@ -32,6 +32,7 @@ def test_runs(
         assert 0.005 < (pixels.min(-1) < 0.9).mean() < 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("bnn_gap", "--steps"), ("bnn_continual", "--epochs")])
 def test_short_runs(name: str, count: str, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     pytest.importorskip("sklearn")
