@@ -1,10 +1,10 @@
 """Uncertainty between the data: one network on inputs with a gap, under several guides.
 
-A factorised normal is sure of itself between two groups of data where it need not be (Foong et al.
-2020); families with correlations or several modes are less so. The table has the mean standard
-deviation of the function in the gap and on the data, the picture shows where.
+A factorised normal may be sure of itself between two groups of data where it need not be (Foong et
+al. 2020). The table has the mean standard deviation of the function in the gap and on the data, the
+picture shows where. The training is short: a family with more parameters is further from its best.
 
-    python examples/bnn_gap.py [--steps 4000] [--out bnn_gap.png]
+    python examples/bnn_gap.py [--steps 1000] [--out bnn_gap.png]
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pvi.models import bnn
 from pvi.text import table
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--steps", type=int, default=4000)
+parser.add_argument("--steps", type=int, default=1000)
 parser.add_argument("--out", default="bnn_gap.png")
 options = parser.parse_args()
 

@@ -1,6 +1,8 @@
 """Bayesian networks: a linear one against the exact answer, gradients, kinds of modules, saving."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -723,3 +725,67 @@ def test_networks_side_by_side() -> None:
     first = one.guide.mean()["0.weight"].clone()
     pvi.fit(bnn.bayesianize(module, prior=bnn.FanIn(3.0)), data=(X, -Y), steps=5, seed=0)
     assert torch.equal(one.guide.mean()["0.weight"], first)
+
+
+@pytest.mark.parametrize(
+    "guide", [pvi.guides.FullRank(), pvi.guides.LowRank(rank=2), bnn.MCDropout(0.2)]
+)
+def test_a_prior_of_a_guide_with_correlations_has_its_marginals(guide: Any) -> None:
+    """Not the moments of a site given a draw of the sites before it."""
+    fit = pvi.fit(
+        bnn.bayesianize(two_layers(), likelihood=bnn.Gaussian(0.3)),
+        guide,
+        (X, Y),
+        steps=60,
+        lr=0.05,
+        seed=0,
+    )
+    prior = fit.posterior.as_prior()
+    draws = fit.posterior.sample(4000, seed=0)
+    for name, (loc, scale) in prior.items():
+        values = draws[name].reshape(4000, *loc.shape)
+        z = (values.mean(0) - loc) / scale * 4000**0.5
+        assert z.abs().max() < 4.5, name
+        # the sd of a column that is dropped or not has a larger error than a normal's
+        assert torch.allclose(values.std(0), scale, rtol=0.1), name
+    again = bnn.bayesianize(two_layers(), prior=prior)
+    assert torch.equal(again.prior(again.weights["0.weight"]).mean, prior["0.weight"][0])
+
+
+def test_fan_in_of_a_transposed_convolution() -> None:
+    """Functions keep their scale: inputs are the first dimension of its weight."""
+    layer = nn.ConvTranspose1d(16, 2, 4, stride=2, groups=2, bias=False)
+    model = bnn.bayesianize(nn.Sequential(layer, nn.Flatten()), likelihood=bnn.Gaussian(0.1))
+    assert model.weights["0.weight"].fan_in == 16
+    x = torch.randn(4, 16, 30, generator=torch.Generator().manual_seed(0))
+    assert 0.85 < float(bnn.prior_draws(model, x, 200, seed=0).std()) < 1.1
+
+
+def test_a_fresh_process_predicts_the_same(tmp_path: Path) -> None:
+    made = (
+        "import sys, torch, pvi\n"
+        "from torch import nn\n"
+        "from pvi.models import bnn\n"
+        "net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))\n"
+        "x = torch.linspace(-1.0, 1.0, 12).reshape(6, 2)\n"
+        "model = pvi.local_reparam(bnn.bayesianize(net))\n"
+    )
+    names: dict[str, Any] = {}
+    exec(made, names)
+    x, guide = names["x"], pvi.guides.MeanField(init_loc_fn="module", init_scale=1e-2)
+    fit = pvi.fit(names["model"], guide, (x, x[:, 0]), steps=5, seed=0)
+    fit.save(tmp_path / "fit")
+    code = made + (
+        "fit = pvi.load(sys.argv[1] + '/fit', model, pvi.guides.MeanField(), (x, x[:, 0]))\n"
+        "torch.save(fit.posterior.predict(x, num_draws=7, seed=1)['y'], sys.argv[1] + '/y.pt')\n"
+    )
+    threads = (
+        f"import torch\ntorch.set_num_threads({torch.get_num_threads()})\n"
+        f"torch.set_default_dtype({torch.get_default_dtype()})\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", threads + code, str(tmp_path)], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    there = torch.load(tmp_path / "y.pt")
+    assert torch.equal(there, fit.posterior.predict(x, num_draws=7, seed=1)["y"])

@@ -322,7 +322,7 @@ def test_a_fresh_process_predicts_the_same(fitted, tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), fitted.predict(x), rtol=1e-6)
+    assert np.array_equal(np.load(tmp_path / "y.npy"), fitted.predict(x))
 
 
 def test_a_network_of_ones_own_stays_as_it_is() -> None:
@@ -357,3 +357,17 @@ def test_too_few_rows_to_choose_on() -> None:
         regressor(early_stopping=True).fit(np.ones((3, 1)), np.arange(3.0))
     with pytest.raises(FitError, match="one kl_weight"):
         regressor(kl_weight=(1.0, 0.1)).partial_fit(*data())
+
+
+def test_the_noise_is_carried_on_for_a_likelihood_of_ones_own() -> None:
+    x, y = data()
+    given = bnn.Gaussian()
+    model = regressor(likelihood=given, steps=30).partial_fit(x, y).partial_fit(x, y)
+    assert model._fitted.model.likelihood.prior is not None  # type: ignore[union-attr]
+    assert given.prior is None and model.likelihood is given
+
+
+def test_an_exact_layer_does_not_learn_in_turn() -> None:
+    x, y = data()
+    with pytest.raises(FitError, match="forget"):
+        regressor(last_layer="exact").partial_fit(x, y)

@@ -30,3 +30,15 @@ def test_runs(
     for picture in pictures:
         pixels = image.imread(tmp_path / picture)[..., :3]
         assert 0.005 < (pixels.min(-1) < 0.9).mean() < 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "count"), [("bnn_gap", "--steps"), ("bnn_continual", "--epochs")])
+def test_short_runs(name: str, count: str, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    pytest.importorskip("sklearn")
+    image = pytest.importorskip("matplotlib.image")
+    out = tmp_path / "picture.png"
+    monkeypatch.setattr(sys, "argv", [name, count, "2", "--out", str(out)])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    assert str(out) in capsys.readouterr().out
+    assert 0.005 < (image.imread(out)[..., :3].min(-1) < 0.9).mean() < 0.8

@@ -185,6 +185,13 @@ class Guide(PyroModule, metaclass=_Abstract):
 
         return self._summary(exact, lambda draws: draws.mean(0), args, kwargs)
 
+    def moments(self, *args: Any, **kwargs: Any) -> dict[str, tuple[Tensor, Tensor]]:
+        """Marginal mean and sd of every site that has them in closed form, in the model's space."""
+        self._require_setup()
+        with torch.no_grad():
+            marginals = self._marginals(self._begin(args, kwargs))
+        return {n: m for n, m in marginals.items() if self.latents[n].is_real}
+
     def quantiles(
         self, probs: float | Sequence[float], *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from pvi.engine.params import Params, check_trained
 from pvi.engine.plan import make_plan
 from pvi.engine.reparam import dependent_sites
 from pvi.engine.traces import Program, is_certain, preserved_on_error, preserved_rng
-from pvi.errors import ObjectiveError
+from pvi.errors import GuideError, ObjectiveError
 from pvi.guides import Guide
 from pvi.guides.guide import as_guide
 from pvi.posterior.draws import Draws, Runner, stack_draws
@@ -291,6 +291,24 @@ class Posterior:
         from pvi.posterior.arviz import to_arviz
 
         return to_arviz(self, num_draws, **options)
+
+    def as_prior(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Marginal mean and sd of every site of real numbers: the prior of what comes next.
+
+        `prior=` of `pvi.models.bnn.bayesianize` takes it (variational continual learning, Nguyen
+        et al. 2018). Correlations are left behind.
+
+        Raises:
+            GuideError: the guide has them in closed form at no site.
+        """
+        with self.drawing(None):
+            found = self.guide.moments() if isinstance(self.guide, Guide) else {}
+        if not found:
+            raise GuideError(
+                f"{type(self.guide).__name__} has no marginal means and sds in closed form. Fit "
+                "pvi.guides.MeanField, LowRank or FullRank to carry on from"
+            )
+        return {n: (m.detach().clone(), s.detach().clone()) for n, (m, s) in found.items()}
 
     @property
     def runner(self) -> Runner:

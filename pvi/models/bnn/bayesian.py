@@ -133,8 +133,8 @@ def bayesianize(
 
     Args:
         module: from x `(N, ...)` to `(N, outputs)` or `(N)`.
-        prior: of the weights: one of this package, `FanIn()` by default, or a Pyro distribution of
-            single numbers.
+        prior: of the weights: one of this package, `FanIn()` by default, a Pyro distribution of
+            single numbers, or what `fit.posterior.as_prior()` gives.
         where: which parameters are random: `None` for all, a pattern of names ("head.*"), a type of
             submodules or a tuple of them, or a function of (name, submodule, parameter) such as
             `weights` and `last_layer(module)`.

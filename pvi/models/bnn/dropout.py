@@ -107,6 +107,13 @@ class MCDropout(Guide):
         self.rate = rate
         self.loc = PyroModule()
 
+    def moments(self, *args: Any, **kwargs: Any) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean and sd of every real-valued site, of units there and dropped together."""
+        self._require_setup()
+        with torch.no_grad():
+            fns = {n: self._distribution(x, None) for n, x in self.latents.items() if x.is_real}
+            return {n: (fn.mean, fn.stddev) for n, fn in fns.items()}
+
     def _build(self) -> None:
         self._empty("loc")
         for latent in self.latents.values():

@@ -1,5 +1,6 @@
 """Likelihoods $p(y \\mid f(x))$ of the targets of a datum, given the network's numbers."""
 
+import copy
 from abc import abstractmethod
 from typing import Any
 
@@ -260,3 +261,10 @@ class Ordinal(Likelihood):
 
     def supports(self, y: Tensor) -> Tensor:
         return (y >= 0) & (y < self.num_classes) & (y == y.floor())
+
+
+def with_prior(likelihood: Likelihood, prior: Any) -> Likelihood:
+    """A copy of a likelihood with a latent noise, with another prior of that noise."""
+    made: Any = copy.copy(likelihood)
+    made.prior = prior
+    return made

@@ -32,11 +32,13 @@ class Prior(Component):
 
 
 def as_prior(prior: Any) -> Prior:
-    """A prior, from one or from a distribution of single numbers."""
+    """A prior, from one, from a distribution of single numbers, or from means and sds by name."""
     if isinstance(prior, Prior):
         return prior
     if isinstance(prior, torch.distributions.Distribution):
         return Same(prior)
+    if isinstance(prior, Mapping):
+        return Normals(prior, FanIn())
     raise ModelError(
         "prior must be one of pvi.models.bnn such as FanIn(), or a distribution of single numbers; "
         f"got {prior!r}"
@@ -181,6 +183,24 @@ class Horseshoe(Prior):
         each = dist.HalfCauchy(torch.ones_like(weight.value)).to_event(len(weight.shape))
         local = pyro.sample(f"{weight.name}.local", each)
         return normal(weight.centre, tau * local, weight)
+
+
+class Normals(Prior):
+    """Independent normals of given means and standard deviations.
+
+    Args:
+        values: mean and standard deviation of tensors, by name.
+        default: the prior of tensors that are not there.
+    """
+
+    def __init__(self, values: Mapping[str, tuple[Tensor, Tensor]], default: Prior):
+        super().__init__()
+        self.values, self.default = dict(values), default
+
+    def forward(self, weight: Weight) -> Any:
+        if weight.name not in self.values:
+            return self.default(weight)
+        return normal(*self.values[weight.name], weight)
 
 
 class Pretrained(Prior):

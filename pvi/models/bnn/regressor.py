@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pvi.errors import FitError
 from pvi.models.bnn.base import BNN
 from pvi.models.bnn.fitted import Fitted, Units
-from pvi.models.bnn.likelihoods import Gaussian, Likelihood
+from pvi.models.bnn.likelihoods import Gaussian, Likelihood, with_prior
 from pvi.models.bnn.linear import best_linear_posterior
 from pvi.models.bnn.metrics import Uncertainty, mixture_log_likelihood, variance_uncertainty
 from pvi.models.bnn.predictive import as_numpy, for_members
@@ -131,6 +131,11 @@ class BNNRegressor(RegressorMixin, BNN):
         first = not hasattr(self, "fit_")
         X, y = validate_data(self, X, y, y_numeric=True, dtype=np.float64, reset=first)
         self._check_options()
+        if self.last_layer:
+            raise FitError(
+                "partial_fit with last_layer='exact' would forget all earlier rows: the exact layer"
+                " is that of the rows at hand. Give last_layer=None, or fit all rows at once"
+            )
         return self._go_on(X, y)
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
@@ -209,7 +214,7 @@ class BNNRegressor(RegressorMixin, BNN):
 
     def _likelihood(self, noise: Any = None) -> Likelihood:
         if isinstance(self.likelihood, Likelihood):
-            return self.likelihood
+            return self.likelihood if noise is None else with_prior(self.likelihood, noise)
         scale = HEADS[self.likelihood]
         return Gaussian(scale, prior=noise if scale is None else None)
 

@@ -1,5 +1,6 @@
 """Which parameters of a module are random."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -44,7 +45,12 @@ class Weight:
     def fan_in(self) -> int:
         """How many of its numbers are summed in one output: 1 for vectors and embeddings."""
         single = len(self.shape) < 2 or isinstance(self.owner, nn.Embedding | nn.EmbeddingBag)
-        return 1 if single else self.shape[1:].numel()
+        if single:
+            return 1
+        if isinstance(self.owner, nn.modules.conv._ConvTransposeNd):  # (inputs, outputs / groups)
+            inputs = self.shape[0] // self.owner.groups * self.shape[2:].numel()
+            return max(1, inputs // math.prod(self.owner.stride))  # the mean over positions
+        return self.shape[1:].numel()
 
     @property
     def centre(self) -> float:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 import pvi
-from pvi.models.bnn.continual import Normals
 from pvi.models.bnn.fitted import Fitted, Units
 from pvi.models.bnn.linear import LinearPosterior
-from pvi.models.bnn.priors import FanIn
+from pvi.models.bnn.priors import FanIn, Normals
 
 State = dict[str, Any]
 
