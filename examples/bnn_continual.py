@@ -6,7 +6,7 @@ of the paper. The KL weighs 0.1, so the posteriors are tempered ones. The table 
 each pair after each task, with posteriors as priors and for the same network trained on by maximum
 likelihood, which forgets; the price of remembering is that later pairs are learned less well.
 
-    python examples/bnn_continual.py [--epochs 40] [--out bnn_continual.png]
+    python examples/bnn_continual.py [--epochs 60] [--units 100] [--seed 0] [--out bnn_continual.png]
 """
 
 import argparse
@@ -20,7 +20,9 @@ from pvi.models import bnn
 from pvi.text import table
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--epochs", type=int, default=40)
+parser.add_argument("--epochs", type=int, default=60)
+parser.add_argument("--units", type=int, default=100, help="of the hidden layer")
+parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--out", default="bnn_continual.png")
 options = parser.parse_args()
 
@@ -56,8 +58,8 @@ def accuracy(fit: pvi.Fit, task: int) -> float:
     return float(((f.sigmoid().mean(0) > 0.5) == y).float().mean())
 
 
-torch.manual_seed(0)
-net = Heads(nn.Linear(64, 50), nn.ReLU(), nn.Linear(50, len(tasks)))
+torch.manual_seed(options.seed)
+net = Heads(nn.Linear(64, options.units), nn.ReLU(), nn.Linear(options.units, len(tasks)))
 
 
 def run(carries_on: bool) -> list[list[float]]:
@@ -72,8 +74,8 @@ def run(carries_on: bool) -> list[list[float]]:
         if not carries_on:
             guide = pvi.guides.Delta(init_loc_fn=start)  # under a prior that is all but flat
         data = rows(task, False)
-        given = {"epochs": options.epochs, "batch_size": 64, "lr": 0.01, "seed": 0}
-        fit = pvi.fit(model, guide, data, objective=objective, **given)
+        given = {"epochs": options.epochs, "batch_size": 64, "lr": 0.01}
+        fit = pvi.fit(model, guide, data, objective=objective, seed=options.seed, **given)
         start = fit.guide.mean()
         if carries_on:  # a draw, for at the means of units without a use all slopes are 0
             prior, start = fit.posterior.as_prior(), fit.guide.sample()
