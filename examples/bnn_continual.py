@@ -6,7 +6,7 @@ of the paper. The KL weighs 0.1, so the posteriors are tempered ones. The table 
 each pair after each task, with posteriors as priors and for the same network trained on by maximum
 likelihood, which forgets; the price of remembering is that later pairs are learned less well.
 
-    python examples/bnn_continual.py [--epochs 60] [--units 100] [--seed 0] [--out bnn_continual.png]
+    python examples/bnn_continual.py [--epochs 60] [--units 100] [--seed 0] [--out PNG]
 """
 
 import argparse
