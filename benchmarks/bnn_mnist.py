@@ -1,7 +1,7 @@
 """Networks trained on MNIST: errors, calibration, and do they know that clothes are no digits?
 
 One architecture, one optimiser and one budget for MAP, MC dropout, an ensemble of five and
-mean-field posteriors. Reduced: a part of the images, one hidden layer, few epochs.
+mean-field posteriors: one hidden layer and 20 epochs.
 """
 
 from collections.abc import Callable
@@ -32,9 +32,9 @@ MEANING = {
 class Budget:
     """How much of the data is used, and how long."""
 
-    rows: int = 10_000
-    test: int = 2_000
-    epochs: int = 10
+    rows: int = 60_000
+    test: int = 10_000
+    epochs: int = 20
     draws: int = 50
 
 
