@@ -159,6 +159,14 @@ def test_a_saved_model_answers_the_same(name: str, fitted: Any, tmp_path: Path) 
             ProdLDA.load(tmp_path / "model")
 
 
+@pytest.mark.parametrize(("number", "steps"), [(30, 1), (300, 5), (1100, 5)])
+def test_few_documents_are_enough_steps(number: int, steps: int) -> None:
+    """An epoch of a small corpus has five steps, unless they would have fewer than 20 documents."""
+    counts = planted(number)[2]
+    model = LDA(2, epochs=2, random_state=0).fit(counts, progress=False)
+    assert len(model.fit_.history) == 2 * steps
+
+
 def test_empty_documents_and_strange_vocabularies(fitted: Any) -> None:
     for name in ("LDA", "ProdLDA", "ETM"):
         model = fitted[name]

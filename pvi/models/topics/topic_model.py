@@ -46,7 +46,9 @@ class TopicModel(FittedTopics):
         dropout: share of its hidden units that are dropped in training.
         topic_dropout: share of topics that are dropped in training by "product".
         normalize: whether the encoder's numbers, and logits of "product", are normalised.
-        epochs, batch_size, lr, momentum: of the training by Adam, momentum its first coefficient.
+        epochs, lr, momentum: of the training by Adam, momentum its first coefficient.
+        batch_size: documents in a step, but at most a fifth of the corpus, or 20: `fit` on few
+            documents would else be a few steps.
         decay: whether the rate falls along a cosine.
         total_documents: of the corpus that `partial_fit` is given in pieces.
         random_state: makes a fit repeatable.

@@ -13,13 +13,16 @@ from pvi.models.topics.counts import Counts
 from pvi.models.topics.programs import PLATE, TopicPrograms
 from pvi.models.topics.stream import one_pass
 
+STEPS, FEWEST = 5, 20  # of an epoch, unless a step would have fewer documents than this
+
 
 @dataclass(frozen=True)
 class Recipe:
     """Adam, by default with a rate that falls: else the end is a sample of the steps' noise.
 
     Args:
-        epochs, batch_size, lr: as of `pvi.fit`.
+        epochs, lr: as of `pvi.fit`.
+        batch_size: documents in a step; fewer of a small corpus, so that an epoch has five steps.
         momentum: Adam's first coefficient.
         decay: whether the rate falls along a cosine.
     """
@@ -55,7 +58,7 @@ class Recipe:
         if "steps" not in options:
             known["epochs"] = self.epochs
         if isinstance(data, Counts):
-            known["batch_size"] = self.batch_size
+            known["batch_size"] = min(self.batch_size, max(len(data) // STEPS, FEWEST))
         known |= options
         if self.decay and not {"scheduler", "optimizer"} & options.keys():
             known["scheduler"] = partial(
