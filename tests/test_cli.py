@@ -74,7 +74,7 @@ def test_demo(tmp_path: Path) -> None:
     assert "VAE, digits" in page and "data:image/png;base64," in page
 
 
-@pytest.mark.parametrize("data", ["table.csv", "table.npz"])
+@pytest.mark.parametrize("data", ["table.csv", pytest.param("table.npz", marks=pytest.mark.slow)])
 def test_fit_finds_the_line(files: Path, data: str) -> None:
     import arviz
 

@@ -287,7 +287,7 @@ print((after - before) / 1024)
 """
 
 
-@pytest.mark.parametrize("kind", ["LDA", "ProdLDA"])
+@pytest.mark.parametrize("kind", [pytest.param("LDA", marks=pytest.mark.slow), "ProdLDA"])
 def test_no_more_than_a_batch_is_dense(kind: str) -> None:
     """6,000 x 50,000 counts are 1,144 MB as float32; less than a quarter of that is used.
 

@@ -1,5 +1,6 @@
 """A trained network with the units of its data, as scikit-learn's estimators keep it."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,14 @@ from torch import Tensor
 import pvi
 from pvi.models.bnn.bayesian import BayesianModule
 from pvi.models.bnn.linear import LinearPosterior
-from pvi.models.bnn.predictive import Latents, draw_networks, members_first, predicted
+from pvi.models.bnn.predictive import (
+    Latents,
+    conditional,
+    draw_networks,
+    evaluating,
+    members_first,
+)
+from pvi.nn import MLP
 
 HELD = 4_000_000  # numbers of activations and weights at once
 
@@ -38,9 +46,10 @@ class Units:
             return cls(mean, sd)
         return cls(mean, sd, float(y.mean()), float(_positive(y.std())))
 
-    def inputs(self, x: np.ndarray) -> Tensor:
+    def inputs(self, x: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
         """Standardised inputs, `(N, d)`."""
-        return torch.as_tensor((x - self.x_mean) / self.x_sd, dtype=torch.get_default_dtype())
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        return torch.as_tensor((x - self.x_mean) / self.x_sd, dtype=dtype)
 
     def targets(self, y: np.ndarray) -> Tensor:
         """Standardised targets, `(N,)`."""
@@ -68,6 +77,7 @@ class Fitted:
     head: LinearPosterior | None = None
     factor: float = 1.0
     _drawn: dict[tuple[int, int], Latents] = field(default_factory=dict, repr=False)
+    _precise: BayesianModule | None = field(default=None, repr=False)
 
     @property
     def model(self) -> BayesianModule:
@@ -75,18 +85,37 @@ class Fitted:
         program: Any = self.fit.model
         return getattr(program, "__wrapped__", program)
 
+    @property
+    def _program(self) -> BayesianModule:
+        """The model that predicts: in double precision, so that a row does not depend on its batch
+        by rounding; networks of one's own may have tensors inside that are not double.
+        """
+        if not isinstance(self.model.module, MLP):
+            return self.model
+        if self._precise is None:
+            self._precise = copy.deepcopy(self.model).double()
+        return self._precise
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.get_default_dtype() if self._program is self.model else torch.double
+
+    def _inputs(self, x: np.ndarray) -> Tensor:
+        return self.units.inputs(x, self._dtype)
+
     def networks(self, num_draws: int, seed: int) -> Latents:
         """Draws of the weights; those of one seed are kept."""
         key = num_draws, seed
         if key not in self._drawn:
             each = -(-num_draws // self.model.copies)
-            self._drawn = {key: draw_networks(self.fit.posterior, each, seed)}
+            drawn = draw_networks(self.fit.posterior, each, seed)
+            self._drawn = {key: {name: value.to(self._dtype) for name, value in drawn.items()}}
         return self._drawn[key]
 
     def distributions(self, x: np.ndarray, num_draws: int, seed: int) -> Iterator[Any]:
         """Of the standardised targets given some networks at a time, `(S, N, [copies])` each."""
         networks = self.networks(num_draws, seed)
-        inputs, copies = self.units.inputs(x), self.model.copies
+        inputs, copies = self._inputs(x), self.model.copies
         if copies > 1:
             inputs = inputs.unsqueeze(1).expand(-1, copies, *inputs.shape[1:])
         total = len(next(iter(networks.values())))
@@ -94,7 +123,9 @@ class Fitted:
         few = max(1, HELD // size)
         for k in range(0, total, few):
             part = {name: value[k : k + few] for name, value in networks.items()}
-            yield predicted(self.fit.posterior, part, inputs)
+            with evaluating(self.fit.posterior.params):
+                found = conditional(self._program, part, inputs)
+            yield found
 
     def stacked(self, x: np.ndarray, num_draws: int, seed: int, *of: Any) -> list[Tensor]:
         """Functions of the distributions, members as draws: `(S, N, ...)` each.
@@ -113,12 +144,12 @@ class Fitted:
         with self.fit.posterior.drawing(None), torch.no_grad():
             weights = self.fit.guide.mean()  # type: ignore[union-attr]
             module: Any = self.model.module
-            own = {n: w for n, w in weights.items() if n in self.model.sites}
+            own = {n: w.to(self._dtype) for n, w in weights.items() if n in self.model.sites}
             seen: list[Tensor] = []
             last = [m for m in module.modules() if isinstance(m, torch.nn.Linear)][-1]
             hook = last.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
             try:
-                torch.func.functional_call(module, own, (self.units.inputs(x),))
+                torch.func.functional_call(module, own, (self._inputs(x),))
             finally:
                 hook.remove()
-        return torch.cat([seen[0], torch.ones(len(seen[0]), 1)], 1)
+        return torch.cat([seen[0], torch.ones_like(seen[0][:, :1])], 1)

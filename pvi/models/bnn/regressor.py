@@ -7,6 +7,7 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 from sklearn.base import RegressorMixin
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
@@ -19,6 +20,16 @@ from pvi.models.bnn.metrics import Uncertainty, mixture_log_likelihood, variance
 from pvi.models.bnn.predictive import as_numpy, for_members
 
 HEADS = {"gaussian": None, "heteroscedastic": "decoded"}  # -> scale of `Gaussian`
+
+
+def _learns_on(model: Any) -> bool:
+    """Whether `partial_fit` is there: scikit-learn's `available_if` asks."""
+    if model.last_layer:
+        raise AttributeError(
+            "partial_fit with last_layer='exact' would forget all earlier rows: the exact layer is "
+            "that of the rows at hand. Give last_layer=None, or fit all rows at once"
+        )
+    return True
 
 
 class BNNRegressor(RegressorMixin, BNN):
@@ -120,6 +131,7 @@ class BNNRegressor(RegressorMixin, BNN):
         self._check_options()
         return self._fit(X, y)
 
+    @available_if(_learns_on)
     def partial_fit(self, X: Any, y: Any) -> Self:
         """Learn from further rows: the posterior so far is the prior (Nguyen et al. 2018).
 
@@ -131,11 +143,6 @@ class BNNRegressor(RegressorMixin, BNN):
         first = not hasattr(self, "fit_")
         X, y = validate_data(self, X, y, y_numeric=True, dtype=np.float64, reset=first)
         self._check_options()
-        if self.last_layer:
-            raise FitError(
-                "partial_fit with last_layer='exact' would forget all earlier rows: the exact layer"
-                " is that of the rows at hand. Give last_layer=None, or fit all rows at once"
-            )
         return self._go_on(X, y)
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
