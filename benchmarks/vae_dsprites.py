@@ -94,7 +94,7 @@ def drawn(rows: list[dict[str, Any]], path: Path) -> None:
         rows: of the part's table.
         path: of the PNG.
     """
-    figure = new_figure(8, 3.2)
+    figure, ticks = new_figure(8, 3.2), sorted({row["beta"] for row in rows})
     for axes, what in zip(figure.subplots(1, 2), ("MIG", "ELBO"), strict=True):
         for marker, method in zip("os", BETAS, strict=True):
             mine = [r for r in rows if r["method"] == method or r["beta"] == 1.0]
@@ -104,7 +104,7 @@ def drawn(rows: list[dict[str, Any]], path: Path) -> None:
             flat = [(beta, v) for beta, vs in zip(betas, values, strict=True) for v in vs]
             axes.scatter(*zip(*flat, strict=True), s=14, marker=marker, color=line.get_color())
         axes.set(xlabel="beta", ylabel=what if what == "MIG" else "ELBO at beta = 1, nats")
-        axes.set(xscale="log", xticks=betas, xticklabels=[f"{beta:g}" for beta in betas])
+        axes.set(xscale="log", xticks=ticks, xticklabels=[f"{beta:g}" for beta in ticks])
         axes.minorticks_off()
         axes.legend()
     figure.savefig(path, dpi=100, bbox_inches="tight")
