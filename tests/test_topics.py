@@ -181,6 +181,15 @@ def test_empty_documents_and_strange_vocabularies(fitted: Any) -> None:
     assert LDA(K, **SHORT).fit(holed, progress=False).transform(X).shape == (N, K)
 
 
+def test_labels_of_empty_documents_say_nothing(fitted: Any) -> None:
+    """Their z has no KL, so a label would pull it for nothing."""
+    model = fitted["SupervisedLDA"]
+    empty, labels = csr_matrix((4, V)), list("abcd")
+    assert model.score_samples(empty, labels).tolist() == [0.0] * 4
+    (batch,) = model.batches(empty, labels)
+    assert pvi.TraceMeanFieldELBO().bound(model.model, model.guide, **batch) == 0.0
+
+
 def test_labels_are_predicted_and_unknown_ones_are_left_out() -> None:
     some_known = np.where(np.arange(N) % 4 == 0, None, LABELS)
     model = SupervisedLDA(K, epochs=25, batch_size=60, lr=0.02, random_state=0)

@@ -91,6 +91,8 @@ class FittedTopics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     ) -> np.ndarray:
         """The bound of each document, nats `(N,)`, with the same draws in each call.
 
+        Draws go by the document's place: among others it differs by the error of num_samples draws.
+
         Args:
             X, y, more: as in `fit`.
             num_samples: draws for each document.

@@ -115,8 +115,8 @@ class Inference:
 
     def _observed(self, shares: Tensor, weights: Tensor, batch: Batch) -> Tensor:
         heads: Any = self.programs.heads
-        value = self._words(shares, weights, batch)
-        return value + sum(head.log_prob(shares, batch) for head in heads)
+        value, filled = self._words(shares, weights, batch), batch["counts"].sum(-1) > 0
+        return value + filled * sum(head.log_prob(shares, batch) for head in heads)
 
     def _words(self, shares: Tensor, weights: Tensor, batch: Batch) -> Tensor:
         decoder = self.programs.decoder

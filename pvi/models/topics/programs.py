@@ -32,7 +32,8 @@ class TopicPrograms(Component):
     $$\\mathcal L = \\sum_d E_q\\Bigl[\\sum_w n_{dw} \\log p(w \\mid \\theta_d)\\Bigr]
       - \\mathrm{KL}(q(z_d \\mid x_d) \\| p(z_d))$$
 
-    A document without words has z masked out: it says nothing, and its shares are the prior's.
+    A document without words has z and labels masked out: it says nothing, and its shares are the
+    prior's.
 
     Args:
         family, encoder, decoder: parts of one number of topics.
@@ -87,8 +88,9 @@ class TopicPrograms(Component):
             shares = self.family.shares(z)
             fn, value = self.decoder.words(shares, topics, bag, counts, **more)
             pyro.sample("words", fn, obs=value)
-            for head in self.heads:
-                head(shares, more)
+            with poutine.mask(mask=filled):
+                for head in self.heads:
+                    head(shares, more)
 
     def guide(self, words: Tensor, counts: Tensor, **more: Tensor) -> None:
         """The guide of a batch.
