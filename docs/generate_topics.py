@@ -43,8 +43,8 @@ PARTS = {
         "All presets",
         "The corpus with labels, one seed each, the defaults of each preset. SupervisedLDA sees "
         "the training labels. The embeddings of CTM are latent semantic analyses of the documents. "
-        "correlated, SAGE and ECRTM leave topics idle or repeat them at their defaults: ECRTM, whose "
-        "paper starts from embeddings of words trained elsewhere, all but seven.",
+        "At their defaults correlated, SAGE and ECRTM leave topics idle or repeat them: ECRTM, "
+        "whose paper starts from embeddings of words trained elsewhere, all but seven.",
     ),
     "transform": (
         "The same document has the same topics",
