@@ -60,7 +60,7 @@ COHERENCE = (
 SCALE = (
     "Size",
     "Synthetic documents of 60 tokens on average; each model in a process of its own, whose peak "
-    "memory includes Python, torch and the corpus. After one pass no model is trained: a perplexity "
+    "memory includes Python, torch and the corpus. One pass trains no model: a perplexity "
     "above the number of words is worse than knowing nothing, by rare words in half-known topics.",
 )
 
