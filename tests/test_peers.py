@@ -1,7 +1,6 @@
 """What other packages get wrong, next to what pvi gives: no mistake of theirs comes in here.
 
-`shared/reference/vae.md` lists them. Pyro's own objectives are run; the formulas of pythae and
-scvi-tools are written out.
+Pyro's own objectives are run; the formulas of pythae and scvi-tools are written out.
 """
 
 import math
