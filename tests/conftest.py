@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import pyro
 import pytest
 
 import pvi
@@ -35,6 +36,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _fits(file: Path) -> bool:
     """Whether there is a fit in a file of tests."""
     return "fit(" in file.read_text()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def left_clean() -> Iterator[None]:
+    """What a file leaves in Pyro's parameter store is no other file's."""
+    yield
+    pyro.clear_param_store()
 
 
 @pytest.fixture
