@@ -249,10 +249,10 @@ def test_patience(tmp_path: Path) -> None:
     assert_same(whole, run(case, checkpoint=tmp_path))  # ended: no step more
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize("left", [pytest.param(50, marks=SLOW), 330, pytest.param(620, marks=SLOW)])
+@pytest.mark.parametrize(
+    "left",
+    [pytest.param(50, marks=pytest.mark.slow), 330, pytest.param(620, marks=pytest.mark.slow)],
+)
 def test_stages(left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The averages of "adam" in its stages, and the way that the parameters have gone."""
     ways: list[Any] = []

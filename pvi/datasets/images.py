@@ -138,7 +138,7 @@ def _folder(path: Path) -> Arrays:
 
 
 def _checked(found: Arrays, source: Any) -> Images:
-    tensors: dict[str, Tensor | None] = {}
+    tensors: dict[str, Any] = {}
     for split in SPLITS:
         x = found.get(f"x_{split}")
         if x is None or x.ndim < 3 or not len(x):
@@ -149,8 +149,4 @@ def _checked(found: Arrays, source: Any) -> Images:
         y = found.get(f"y_{split}")
         tensors[f"x_{split}"] = x if x.ndim == 4 else x[:, None]
         tensors[f"y_{split}"] = None if y is None else torch.as_tensor(y.astype(np.int64))
-    train, test, labels, test_labels = (
-        tensors[k] for k in ("x_train", "x_test", "y_train", "y_test")
-    )
-    assert train is not None and test is not None
-    return Images(train, test, labels, test_labels)
+    return Images(*(tensors[k] for k in ("x_train", "x_test", "y_train", "y_test")))

@@ -190,7 +190,7 @@ def _by_datum(terms: Terms, data: set[str], num: int) -> list[Tensor]:
     """
     found = [t for t in terms if _is_data(t, data) and t.log_p is not None]
     found.sort(key=lambda term: term.name)
-    return [with_draws(t.log_p, num, batch_shape(t)).reshape(num, -1) for t in found]  # type: ignore
+    return [with_draws(t.log_p, num, batch_shape(t)).reshape(num, -1) for t in found]  # type: ignore[arg-type]
 
 
 Part = tuple[Tensor, Tensor, Tensor]

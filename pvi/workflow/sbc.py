@@ -202,24 +202,26 @@ def _seed(seed: int | None, path: Any) -> int:
     return int(torch.randint(2**31, ())) if given is None else given
 
 
+def _first(task: Task) -> Drawn:
+    """A data set: one prior draw may be beyond what the model computes, not `TRIES` of them."""
+    for number in range(TRIES - 1):
+        try:
+            return task.draw(number)
+        except PviError:
+            raise
+        except Exception:
+            continue
+    return task.draw(TRIES - 1)
+
+
 def _look(task: Task) -> Drawn:
     """A first data set, to find mistakes before any fit.
 
     Raises:
         PviError: what is wrong with the model, the guide or the options.
     """
-    drawn = None
-    for number in range(TRIES):
-        try:
-            drawn = task.draw(number)
-            task.log_joint &= LOG_JOINT not in drawn.truth
-            break
-        except PviError:
-            raise
-        except Exception:
-            if number == TRIES - 1:
-                raise
-    assert drawn is not None
+    drawn = _first(task)
+    task.log_joint &= LOG_JOINT not in drawn.truth
     names = [*drawn.truth]
     if not drawn.observed:
         raise ModelError(

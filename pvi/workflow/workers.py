@@ -24,7 +24,7 @@ ALONE = (
     "other processes ({why}), and this one can't be forked ({fork}). Define them in a module of "
     "their own, and import them."
 )
-_task: Task | None = None  # of a worker
+_task: Task  # of a worker, which `_start` gives it
 
 
 def start_method(task: Task, num_workers: int) -> tuple[str, bytes | None, str]:
@@ -77,16 +77,21 @@ def records(
 
 
 def _start(task: Task | None, payload: bytes | None) -> None:
-    """In a worker: one thread, and Ctrl-C is the parent's business."""
+    """In a worker: one thread, and Ctrl-C is the parent's business.
+
+    Args:
+        task: what a fork has in memory.
+        payload: the same for a fresh process, as bytes.
+    """
     global _task
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    _task = task
+    if task is not None:
+        _task = task
     if payload is not None:
         _task, dtype = pickle.loads(payload)  # from our own parent
         torch.set_default_dtype(dtype)
 
 
 def _record(number: int) -> Any:
-    assert _task is not None
     return _task.record(number)

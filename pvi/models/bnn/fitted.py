@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,7 @@ from torch import Tensor
 import pvi
 from pvi.models.bnn.bayesian import BayesianModule
 from pvi.models.bnn.linear import LinearPosterior
-from pvi.models.bnn.predictive import (
-    Latents,
-    conditional,
-    draw_networks,
-    evaluating,
-    members_first,
-)
+from pvi.models.bnn.predictive import Latents, draw_networks, members_first, predicted
 from pvi.nn import MLP
 
 HELD = 4_000_000  # numbers of activations and weights at once
@@ -77,7 +72,6 @@ class Fitted:
     head: LinearPosterior | None = None
     factor: float = 1.0
     _drawn: dict[tuple[int, int], Latents] = field(default_factory=dict, repr=False)
-    _precise: BayesianModule | None = field(default=None, repr=False)
 
     @property
     def model(self) -> BayesianModule:
@@ -85,16 +79,14 @@ class Fitted:
         program: Any = self.fit.model
         return getattr(program, "__wrapped__", program)
 
-    @property
+    @cached_property
     def _program(self) -> BayesianModule:
         """The model that predicts: in double precision, so that a row does not depend on its batch
         by rounding; networks of one's own may have tensors inside that are not double.
         """
         if not isinstance(self.model.module, MLP):
             return self.model
-        if self._precise is None:
-            self._precise = copy.deepcopy(self.model).double()
-        return self._precise
+        return copy.deepcopy(self.model).double()
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -123,9 +115,7 @@ class Fitted:
         few = max(1, HELD // size)
         for k in range(0, total, few):
             part = {name: value[k : k + few] for name, value in networks.items()}
-            with evaluating(self.fit.posterior.params):
-                found = conditional(self._program, part, inputs)
-            yield found
+            yield predicted(self.fit.posterior, part, inputs, self._program)
 
     def stacked(self, x: np.ndarray, num_draws: int, seed: int, *of: Any) -> list[Tensor]:
         """Functions of the distributions, members as draws: `(S, N, ...)` each.

@@ -32,19 +32,20 @@ def draw_networks(posterior: Posterior, num_draws: int, seed: int | None = None)
         return draw_networks(posterior, num_draws)
 
 
-def predicted(posterior: Posterior, networks: Latents, x: Any) -> Any:
+def predicted(posterior: Posterior, networks: Latents, x: Any, model: Any = None) -> Any:
     r"""The distributions :math:`p(y \mid x_i, w_s)`.
 
     Args:
         posterior: whose networks they are.
         networks: of `draw_networks`, S of them.
         x: inputs of N rows.
+        model: that predicts, by default the posterior's.
 
     Returns:
         A distribution of batch shape `(S, N)`, with copies `(S, N, copies)`.
     """
     with evaluating(posterior.params):
-        return conditional(posterior.model, networks, x)
+        return conditional(posterior.model if model is None else model, networks, x)
 
 
 def conditional(model: Any, networks: Latents, x: Any) -> Any:

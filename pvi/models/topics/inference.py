@@ -51,7 +51,8 @@ class Inference:
         programs = self.programs
         with evaluating(programs):
             weights = programs.point()
-            return self._words(shares.to(weights), weights, batch)
+            bag = Bag.of(batch["words"], batch["counts"])
+            return self._words(shares.to(weights), weights, batch, bag)
 
     def bound(self, batch: Batch, num_samples: int) -> Tensor:
         """$E_q[\\log p(x, y \\mid z)] - \\mathrm{KL}(q(z) \\| p(z))$ of each document `(B,)`.
@@ -67,7 +68,8 @@ class Inference:
                 z, weights = q.sample(), programs.drawn()
                 p = programs.family.prior(programs.shift(batch, drawn))
                 shares = programs.family.shares(z)
-                total += self._observed(shares, weights, batch) - bag.filled * _divergence(q, p, z)
+                observed = self._observed(shares, weights, batch, bag)
+                total += observed - bag.filled * _divergence(q, p, z)
         return total / num_samples
 
     def draws(self, batch: Batch, num_draws: int, seed: int) -> Tensor:
@@ -97,7 +99,7 @@ class Inference:
             q, p = programs.posterior(bag, batch), self.prior(batch)
             for _ in range(num_samples):
                 z = q.sample()
-                value = self._observed(programs.family.shares(z), weights, batch)
+                value = self._observed(programs.family.shares(z), weights, batch, bag)
                 log_w.append(value + bag.filled * (p.log_prob(z) - q.log_prob(z)))
         return torch.logsumexp(torch.stack(log_w), 0) - math.log(num_samples)
 
@@ -113,14 +115,13 @@ class Inference:
         """$p(z)$ of each document, at the posterior means of what shifts it."""
         return self.programs.family.prior(self.programs.shift(batch, mean))
 
-    def _observed(self, shares: Tensor, weights: Tensor, batch: Batch) -> Tensor:
+    def _observed(self, shares: Tensor, weights: Tensor, batch: Batch, bag: Bag) -> Tensor:
         heads: Any = self.programs.heads
-        value, filled = self._words(shares, weights, batch), batch["counts"].sum(-1) > 0
-        return value + filled * sum(head.log_prob(shares, batch) for head in heads)
+        told = sum(head.log_prob(shares, batch) for head in heads)
+        return self._words(shares, weights, batch, bag) + bag.filled * told
 
-    def _words(self, shares: Tensor, weights: Tensor, batch: Batch) -> Tensor:
+    def _words(self, shares: Tensor, weights: Tensor, batch: Batch, bag: Bag) -> Tensor:
         decoder = self.programs.decoder
-        bag = Bag.of(batch["words"], batch["counts"])
         topics = decoder.topics(weights)
         more = {k: v for k, v in batch.items() if k not in ("words", "counts")}
         fn, value = decoder.words(shares, topics, bag, batch["counts"], **more)
