@@ -166,6 +166,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=4000)
     options.add_argument("--every", type=int, default=20)
     given = options.parse_args()
+    torch.set_num_threads(1)  # a fork of a process with threads may wait for them for ever
     header = ["kills", "in a write", "every", "most steps lost", "bit-identical"]
     with isolated(), timed() as seconds:
         rows = list(runs(given.kills, given.steps, given.every, given.seed))

@@ -203,6 +203,17 @@ def test_labels_are_predicted_and_unknown_ones_are_left_out() -> None:
     assert not hasattr(LDA(), "predict")
 
 
+@pytest.mark.parametrize("unknown", [None, -1, np.nan, ""])
+def test_an_unknown_label_is_no_class(unknown: Any) -> None:
+    labels = LABELS.astype(object)
+    labels[:5] = unknown
+    y = labels.astype(str) if unknown == "" else labels
+    model = SupervisedLDA(K, **SHORT).fit(X, y, progress=False)
+    assert model.classes_.tolist() == list("abcd")
+    coded = model.batches(X, y, size=N)[0]["labels"]
+    assert (coded[:5] == -1).all() and (coded[5:] >= 0).all()
+
+
 def test_covariates_shift_shares() -> None:
     """A planted effect is found with its sign, surely; `transform` then needs the covariates."""
     rng = np.random.default_rng(0)
@@ -351,6 +362,8 @@ def test_perplexity_is_of_the_other_half(fitted: Any) -> None:
     by_hand = mixture_log_likelihood(model.transform(first), model.components_, second).sum()
     assert np.isclose(model.perplexity(X), np.exp(-by_hand / second.sum()), rtol=1e-5)
     assert np.isclose(model.perplexity(X), dc_perplexity(model, X), rtol=1e-6)
+    with pytest.raises(DataError, match="two tokens"):
+        model.perplexity(csr_matrix(np.eye(V)))
 
 
 def test_top_words_and_names(fitted: Any) -> None:
@@ -396,6 +409,10 @@ def test_the_export_is_computed_when_it_is_read(
     found = tree["log_likelihood"]["words"]
     bound = model.score_samples(X)
     assert found.mean("draw").values[0].mean() > bound.mean()
+    again, other = (model.to_datatree(X, num_draws=4, seed=s) for s in (0, 1))
+    for group, name in (("posterior", "doc_topic"), ("log_likelihood", "words")):
+        assert np.array_equal(again[group][name], tree[group][name])
+        assert not np.isclose(other[group][name], tree[group][name]).any()
     assert model.to_arviz(X, num_draws=2).posterior["doc_topic"].shape == (1, 2, N, K)
 
 
@@ -420,6 +437,21 @@ def test_what_is_wrong_is_said() -> None:
         LDA(K, **SHORT).fit(X[:80], progress=False).credible_intervals()
     with pytest.raises(ValueError, match="Negative values"):
         LDA(K).fit(-X)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda model: model.credible_intervals(90), "level: expected a probability"),
+        (lambda model: model.credible_intervals(num_draws=0), "num_draws"),
+        (lambda model: model.topic_draws(0), "num_draws"),
+        (lambda model: model.top_word_probability(0), "n: expected 1 to 60"),
+        (lambda model: model.top_word_probability(V + 1), "n: expected 1 to 60"),
+    ],
+)
+def test_what_latent_topics_cannot_answer(fitted: Any, call: Any, named: str) -> None:
+    with pytest.raises(DataError, match=named):
+        call(fitted["ProdLDA"])
 
 
 def test_what_is_trained_is_repeatable_and_leaves_random_numbers_alone() -> None:

@@ -229,6 +229,12 @@ def test_topics_that_tell_labels_classify() -> None:
     assert found.accuracy < 0.25 + 4 * math.sqrt(0.25 * 0.75 / 100)
     with pytest.raises(DataError, match="train_labels"):
         metrics.classification(None, noise, labels[:9], noise, labels)
+    with pytest.raises(DataError, match="test_labels: no document"):
+        metrics.classification(None, noise, labels, noise, np.full(200, ""))
+    some = np.where(np.arange(200) % 5 == 0, None, labels)
+    parts = (shares[:100], some[:100].astype(float), shares[100:], some[100:])
+    found = metrics.classification(None, *parts)
+    assert (found.num_train, found.num_test) == (80, 80)
 
 
 def test_collapse_finds_idle_topics_and_copies() -> None:
@@ -253,6 +259,8 @@ def test_collapse_finds_idle_topics_and_copies() -> None:
     np.testing.assert_allclose(found.share, (tokens[:, None] * shares).sum(0) / tokens.sum())
     assert found.leads.sum() == 300
     assert str(found).startswith("2 of 4 topics active")
+    few = metrics.collapse(Planted(shares, own[:, 7:13]), corpus[:, 7:13])  # of six words, three
+    assert few.twin[[0, 3]].tolist() == [3, 0] and few.duplicate[[1, 3]].tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -271,6 +279,7 @@ def test_collapse_finds_idle_topics_and_copies() -> None:
         (lambda: metrics.split_tokens([[0.5]]), "whole counts"),
         (lambda: metrics.unigram_perplexity([[1, 0]], [[1, 0]]), "two tokens"),
         (lambda: metrics.collapse(topics(), [[1]]), "1 columns"),
+        (lambda: metrics.npmi(np.eye(4, NUM_WORDS, dtype=int), counted(texts())), "a word twice"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(call: Any, named: str) -> None:

@@ -126,6 +126,9 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     path = write_csv(tmp_path)
     np.savez(tmp_path / "bad.npz", data=[1])
     (tmp_path / "x.txt").write_text("")
+    arrays = {"data": [1], "indices": [0], "indptr": [0, 1], "shape": [1, 1]}
+    np.savez(tmp_path / "dates.npz", **arrays, times=["2020-01-01"])
+    np.savez(tmp_path / "objects.npz", **arrays, labels=np.array(["a"], object))
     cases = [
         (lambda: corpus(tmp_path / "none.csv"), "there is no corpus"),
         (lambda: corpus(path, text="body"), "no column 'body'; it has text, label, time"),
@@ -134,6 +137,9 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         (lambda: corpus(path, min_df=1000), "min_df"),
         (lambda: corpus(tmp_path / "bad.npz"), "no array 'indices'"),
         (lambda: corpus(tmp_path / "x.txt"), ".csv, .jsonl or .npz"),
+        (lambda: corpus(tmp_path / "dates.npz"), "times must be numbers or datetime64"),
+        (lambda: corpus(tmp_path / "objects.npz"), "not as objects"),
+        (lambda: corpus(path, stop_words="foo"), "stop_words"),
     ]
     for call, named in cases:
         with pytest.raises(DataError, match=named):
@@ -203,6 +209,10 @@ def test_dates_that_are_missing_and_few_years() -> None:
     assert [str(t)[:10] for t in some.groups] == ["2020-01-01"]
     with pytest.raises(DataError, match="min_documents"):
         output.topics_over_time(shares, dates, min_documents=3)
+    with pytest.raises(DataError, match="infinite"):
+        output.topics_over_time(shares, [1.0, np.inf, 2.0, 3.0])
+    by_label = output.topics_by_label(shares, [1.0, np.nan, 2.0, 1.0])
+    assert by_label.groups.tolist() == [1.0, 2.0] and by_label.counts.tolist() == [2, 1]
 
 
 def test_short_documents_represent_no_topic() -> None:
@@ -325,17 +335,29 @@ def test_the_command(tmp_path: Path) -> None:
     np.testing.assert_allclose(loaded.transform(read.train.counts), shares, atol=1e-6)
 
 
+def test_the_command_with_few_words(tmp_path: Path) -> None:
+    words = ["topics", str(write_csv(tmp_path)), "--model", "lda", "-k", "3", "--epochs", "2"]
+    words += ["--min-df", "1", "--max-df", "1.0", "--max-words", "6", "--out", str(tmp_path / "o")]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, found.output
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
         (["--model", "gpt"], 2, "--model: expected one of prodlda"),
         (["--text", "body"], 1, "no column 'body'"),
+        (["--stop-words", "foo"], 2, "--stop-words: expected english or none"),
+        (["--model", "dynamic", "--time", "none"], 1, "no training document has one"),
     ],
 )
 def test_the_command_says_what_is_wrong(
     tmp_path: Path, words: list[str], code: int, said: str
 ) -> None:
     path = write_csv(tmp_path)
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([f"{header},none", *(f"{line}," for line in lines)]))
+    words = ["--min-df", "1", "--max-df", "1.0", *words]
     found = CliRunner().invoke(app, ["topics", str(path), "--out", str(tmp_path / "o"), *words])
     assert found.exit_code == code and said in found.output
 

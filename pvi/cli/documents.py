@@ -36,6 +36,8 @@ def run(
     """Fit, evaluate and write everything; the verdict on convergence."""
     if model not in MODELS:
         raise UsageError(f"--model: expected one of {', '.join(MODELS)}, got {model}")
+    if (listed := reading["stop_words"]) not in (None, "english"):
+        raise UsageError(f"--stop-words: expected english or none, got {listed}")
     found = corpus(path, seed=seed, **reading)
     print(f"{found}\n", flush=True)
     fitted, more, labels = _inputs(model, found)
@@ -75,6 +77,8 @@ def _in_periods(found: Corpus) -> tuple[Corpus, Any, None]:
         dates = times.dtype.kind == "M"
         numbers = times.astype("datetime64[s]").astype(float) if dates else times.astype(float)
         known = ~(np.isnat(times) if dates else np.isnan(numbers))
+        if part is found.train and not known.any():
+            raise DataError("--model dynamic needs times, but no training document has one")
         halves.append(part.take(np.flatnonzero(known)))
         seconds.append(numbers[known])
     edges = np.linspace(seconds[0].min(), seconds[0].max(), PERIODS + 1)[1:-1]

@@ -138,8 +138,14 @@ def reuters() -> tuple[Documents, np.ndarray]:
 
 
 def _arrays(path: Path, test_share: float, seed: int) -> Corpus:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except ValueError as error:
+        raise DataError(
+            f"{path.name} can't be read: {error}; store labels and words as strings, times as "
+            "numbers or datetime64, not as objects"
+        ) from error
     vocabulary = next((arrays[name] for name in VOCABULARY if name in arrays), None)
     if "train_data" in arrays:
         train, test = (_documents(arrays, prefix, path) for prefix in ("train_", "test_"))
@@ -173,7 +179,13 @@ def _documents(arrays: dict[str, np.ndarray], prefix: str, path: Path) -> Docume
                 f"{path.name}: {prefix}{name} has shape {values.shape}, for {counts.shape[0]} "
                 "documents"
             )
-    return Documents(counts, more["labels"], more["times"])
+    times = more["times"]
+    if times is not None and times.dtype.kind not in "iufM":
+        raise DataError(
+            f"{path.name}: {prefix}times must be numbers or datetime64, got {times.dtype}; strings "
+            "become dates by astype('datetime64[D]')"
+        )
+    return Documents(counts, more["labels"], times)
 
 
 def _table(path: Path) -> Any:
@@ -243,7 +255,7 @@ def _counted(train: Documents, test: Documents, name: str, options: dict[str, An
     try:
         counts = vectorizer.fit_transform(train.texts)
     except ValueError as error:
-        raise DataError(f"{name}: {error}; see the options min_df and max_df") from error
+        raise DataError(f"{name}: {error}") from error
     counted = [counts, vectorizer.transform(test.texts) if len(test) else counts[:0]]
     split, clean = vectorizer.build_tokenizer(), vectorizer.build_preprocessor()
     known = vectorizer.vocabulary_

@@ -40,7 +40,7 @@ def to_datatree(
     words = np.unique(np.argsort(-model.components_, axis=1, kind="stable")[:, :top_n])
     weights = _weights(model, num_draws, seed)
     chosen = _chosen(model, words, num_draws, seed)
-    documents = _Documents(Inference(model.programs_), data, weights, num_draws, importance)
+    documents = _Documents(Inference(model.programs_), data, weights, num_draws, importance, seed)
     from pvi.models.topics.lazy import lazy
 
     coords: dict[str, Any] = {"chain": [0], "draw": np.arange(num_draws)}
@@ -84,29 +84,31 @@ def _chosen(model: Any, words: np.ndarray, num_draws: int, seed: int) -> np.ndar
 
 @dataclass(frozen=True)
 class _Documents:
-    """Functions of blocks of documents, whose draws depend on the block alone."""
+    """Functions of blocks of documents, whose draws depend on the seed and the block alone."""
 
     inference: Inference
     data: Counts
     weights: Tensor
     num_draws: int
     importance: int
+    seed: int
+
+    def seed_of(self, rows: slice) -> int:
+        """Of a block."""
+        return int(np.random.SeedSequence([self.seed, rows.start]).generate_state(1)[0])
 
     def batch(self, rows: slice) -> Batch:
         return self.data.batch(np.arange(rows.start, rows.stop))
 
     def shares(self, rows: slice) -> np.ndarray:
         """`(1, S, block, K)`."""
-        found = self.inference.draws(self.batch(rows), self.num_draws, rows.start)
+        found = self.inference.draws(self.batch(rows), self.num_draws, self.seed_of(rows))
         return found.double().numpy()[None]
 
     def log_likelihood(self, rows: slice) -> np.ndarray:
         """Of documents, their latents integrated out by importance sampling `(1, S, block)`."""
-        batch = self.batch(rows)
-        evidence = self.inference.log_evidence
-        found = torch.stack(
-            [evidence(batch, weights, self.importance, rows.start) for weights in self.weights]
-        )
+        batch, seed, evidence = self.batch(rows), self.seed_of(rows), self.inference.log_evidence
+        found = torch.stack([evidence(batch, w, self.importance, seed) for w in self.weights])
         return found.expand(self.num_draws, -1).double().numpy()[None]
 
 

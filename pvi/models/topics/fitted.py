@@ -131,12 +131,13 @@ class FittedTopics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             X: whole counts `(N, V)`.
             seed: of the split.
             more: as of `transform`.
-        """
-        from pvi.models.topics.metrics import split_tokens
 
-        first, second = split_tokens(X, seed)
-        total = self.log_likelihood(second, given=first, **more).sum()
-        return float(np.exp(-total / second.sum()))
+        Raises:
+            DataError: no document has two tokens.
+        """
+        from pvi.models.topics.metrics import dc_perplexity
+
+        return dc_perplexity(self, X, seed=seed, **more)
 
     @available_if(_has_labels)
     def predict_proba(self, X: Any, **more: Any) -> np.ndarray:
@@ -169,7 +170,7 @@ class FittedTopics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         """Lower and upper ends of central intervals of $p(w \\mid k)$, `(K, V)` each.
 
         Args:
-            level: their probability.
+            level: their probability, between 0 and 1.
             num_draws: from the posterior of latent topics.
         """
         ends = credible_intervals(self._fitted(), level, num_draws, seed)
@@ -178,7 +179,12 @@ class FittedTopics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def top_word_probability(
         self, n: int = 10, *, num_draws: int = 400, seed: int = 0
     ) -> np.ndarray:
-        """$P(w$ is among the n most probable words of topic $k)$ `(K, V)`."""
+        """$P(w$ is among the n most probable words of topic $k)$ `(K, V)`.
+
+        Args:
+            n: from 1 to V.
+            num_draws: from the posterior of latent topics.
+        """
         return top_word_probability(self._fitted(), n, num_draws, seed).double().numpy()
 
     def to_datatree(

@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_non_negative, validate_data
 from torch import Tensor
 
 from pvi.errors import DataError
+from pvi.models.topics.labels import known_labels
 
 COLUMNS = ("embeddings", "covariates")
 
@@ -115,18 +116,17 @@ def times(model: Any, value: Any, rows: int) -> Tensor:
 
 
 def labels(model: Any, y: Any, rows: int) -> Tensor:
-    """Labels as numbers of classes, -1 where unknown."""
+    """Labels as numbers of classes, -1 where unknown: -1, None, NaN or ""."""
     values = np.asarray(y)
     if values.shape != (rows,):
         raise DataError(f"y must hold one label for each of {rows} documents, got {values.shape}")
-    if values.dtype.kind == "f" and np.isnan(values).any():
-        values = np.where(np.isnan(values), -1, values)
-    unknown = np.array([v is None or v == -1 for v in values.tolist()])
+    known = known_labels(values) & np.array([v != -1 for v in values.tolist()], dtype=bool)
     if not hasattr(model, "classes_"):
-        model.classes_ = np.unique(values[~unknown])
+        model.classes_ = np.unique(values[known])
     place = {v: i for i, v in enumerate(model.classes_.tolist())}
-    strange = [v for v in values[~unknown].tolist() if v not in place]
+    strange = [v for v in values[known].tolist() if v not in place]
     if strange:
         raise DataError(f"y has the label {strange[0]!r}, which fit did not see")
-    codes = [-1 if u else place[v] for v, u in zip(values.tolist(), unknown, strict=True)]
+    codes = np.full(rows, -1)
+    codes[known] = [place[v] for v in values[known].tolist()]
     return torch.as_tensor(codes, dtype=torch.long)

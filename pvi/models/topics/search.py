@@ -115,7 +115,7 @@ def search_topics(
                 k,
                 seed,
                 metrics.dc_perplexity(made, X_test),
-                metrics.npmi(made, X).mean,
+                metrics.npmi(made, X, top_n=min(10, X.shape[1])).mean,
                 metrics.topic_diversity(made, top_n=top),
                 metrics.collapse(made, X).num_active,
             )

@@ -30,11 +30,16 @@ def top_word_ids(topics: Any, top_n: int) -> np.ndarray:
             in order, of which the first `top_n` count. Ties go to the smaller column number.
 
     Raises:
-        DataError: topics have fewer words than that.
+        DataError: topics have fewer words than that, or a word twice.
     """
     known = None if hasattr(topics, "components_") else np.asarray(topics)
     if known is not None and known.ndim == 2 and known.dtype.kind in "iu":
         words = known
+        if (np.diff(np.sort(words, axis=1), axis=1) == 0).any():
+            raise DataError(
+                "topics: integers are numbers of words, each once in a topic, but one has a word "
+                "twice; components must be floats"
+            )
     else:
         words = np.argsort(-as_components(topics), axis=1, kind="stable")
     if not 1 <= top_n <= words.shape[1]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from pvi.errors import DataError
+from pvi.models.topics.labels import known_labels
 
 
 @dataclass(frozen=True)
@@ -43,24 +44,18 @@ def classification(
     Args:
         model: fitted, with `transform`; or None, where `train` and `test` are shares `(N, K)`.
         train, test: counts `(N, V)`.
-        train_labels, test_labels: one a document.
+        train_labels, test_labels: one a document; those with None, NaN or "" are left out.
 
     Raises:
-        DataError: another number of labels than of documents, or one label only.
+        DataError: another number of labels than of documents, one label only, or none to test.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import accuracy_score, f1_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    known, asked = np.asarray(train_labels), np.asarray(test_labels)
-    seen, new = (_log_shares(model, x) for x in (train, test))
-    for name, labels, rows in (("train", known, seen), ("test", asked, new)):
-        if labels.shape != (len(rows),):
-            raise DataError(
-                f"{name}_labels: expected one for each of {len(rows)} documents, got shape "
-                f"{labels.shape}"
-            )
+    seen, known = _labelled("train", _log_shares(model, train), train_labels)
+    new, asked = _labelled("test", _log_shares(model, test), test_labels)
     values, counts = np.unique(known, return_counts=True)
     if len(values) < 2:
         raise DataError("train_labels: expected at least two different labels")
@@ -73,6 +68,20 @@ def classification(
         num_train=len(known),
         num_test=len(asked),
     )
+
+
+def _labelled(name: str, rows: np.ndarray, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The rows whose label is known, and these labels."""
+    values = np.asarray(labels)
+    if values.shape != (len(rows),):
+        raise DataError(
+            f"{name}_labels: expected one for each of {len(rows)} documents, got shape "
+            f"{values.shape}"
+        )
+    known = known_labels(values)
+    if not known.any():
+        raise DataError(f"{name}_labels: no document has one")
+    return rows[known], np.array(values[known].tolist())  # None has made objects of them
 
 
 def _log_shares(model: Any, X: Any) -> np.ndarray:

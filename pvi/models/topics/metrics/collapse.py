@@ -83,8 +83,8 @@ def collapse(
         model: fitted, with `transform` and `components_`.
         X: counts `(N, V)`.
         threshold: of the sd of a topic's share among documents, below which it is inactive.
-        top_n: words that are compared; a duplicate has more than half of them in common with an
-            earlier topic.
+        top_n: words that are compared, but at most half of all; a duplicate has more than half of
+            them in common with an earlier topic.
         shares: `model.transform(X)`, where it is known already.
 
     Raises:
@@ -105,7 +105,7 @@ def collapse(
     words = np.asarray(counts.sum(0)).ravel() + 1.0
     log_ratio = np.log(beta.clip(1e-300)) - np.log(words / words.sum())
     sd = theta.std(0)
-    common = _common(top_word_ids(model, top_n))
+    common = _common(top_word_ids(model, min(top_n, -(-beta.shape[1] // 2))))
     return Collapse(
         share=lengths @ theta / max(lengths.sum(), 1),
         sd=sd,

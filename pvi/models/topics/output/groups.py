@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pvi.errors import DataError
+from pvi.models.topics.labels import known_labels
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -42,7 +43,7 @@ def topics_by_label(shares: Any, labels: Any) -> TopicsByGroup:
 
     Args:
         shares: of topics in documents `(N, K)`.
-        labels: `(N,)`; documents with the label "" or None have none, and are left out.
+        labels: `(N,)`; documents with the label "", None or NaN have none, and are left out.
 
     Raises:
         DataError: another number of labels, or no labels.
@@ -53,7 +54,7 @@ def topics_by_label(shares: Any, labels: Any) -> TopicsByGroup:
     """
     values = np.asarray(labels)
     theta = _checked(shares, values, "labels")
-    known = np.array([v is not None and v != "" for v in values.tolist()], dtype=bool)
+    known = known_labels(values)
     if not known.any():
         raise DataError("labels: no document has one")
     groups, place = np.unique(values[known], return_inverse=True)
@@ -73,7 +74,8 @@ def topics_over_time(
         min_documents: in a period; others are left out.
 
     Raises:
-        DataError: another number of times, no times, or no period with so many documents.
+        DataError: another number of times, no times, infinite ones, or no period with so many
+            documents.
     """
     values = np.asarray(times)
     theta = _checked(shares, values, "times")
@@ -87,6 +89,8 @@ def topics_over_time(
     if not known.any():
         raise DataError("times: no document has one")
     seconds = values[known].astype(np.float64)
+    if np.isinf(seconds).any():
+        raise DataError("times: expected finite numbers, or NaN where unknown, got an infinite one")
     single, place = np.unique(seconds, return_inverse=True)
     if len(single) <= num_bins:
         middle = single

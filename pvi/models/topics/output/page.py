@@ -220,7 +220,7 @@ class TopicReport:
         ]
         lines += [
             f"{self.names[k]} repeats {self.names[found.twin[k]]}: {found.overlap[k]:.0%} of the "
-            "top 10 words are the same"
+            "top words are the same"
             for k in np.flatnonzero(found.duplicate)
         ]
         return [Items(lines)] if lines else ["All topics are in use, and none repeats another."]
