@@ -13,7 +13,9 @@ import pyro.distributions as dist
 import pytest
 import scipy.sparse
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor
+from torch.nn import Linear, Module, Parameter
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import pvi
@@ -223,6 +225,11 @@ class TestStored:
         assert rows.tolist() == [[4.0, 0.0], [0.0, 3.0], [0.0, 0.0]]
 
 
+def outcomes_model(x: Tensor, y: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(0, 1)), 1.0), obs=y)
+
+
 class TestGuides:
     def test_rows_of_the_guide(self) -> None:
         """A guide with a row for each row of the data is set up on all of them."""
@@ -247,14 +254,45 @@ class TestGuides:
             with pyro.plate("data", len(x)) as rows:
                 pyro.sample("z", dist.Normal(loc[rows], 1.0))
 
-        def model(x: Tensor, y: Tensor) -> None:
-            with pyro.plate("data", len(x)):
-                pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(0, 1)), 1.0), obs=y)
-
         for data in (Stream(), DataLoader(Items(), batch_size=BATCH)):
             number = N if isinstance(data, Stream) else None
             with pytest.raises(GuideError, match=r"'loc'.*does not say which rows"):
-                pvi.fit(model, guide, data, batch_size=BATCH, num_data=number, steps=2)
+                pvi.fit(outcomes_model, guide, data, batch_size=BATCH, num_data=number, steps=2)
+
+    @pytest.mark.parametrize("kind", [PyroModule, Module])
+    def test_as_many_units_as_rows(self, kind: type) -> None:
+        """A network may have a parameter with as many rows as the data."""
+
+        class Guide(kind):
+            def __init__(self) -> None:
+                super().__init__()
+                self.first, self.last = Linear(1, N), Linear(N, 1)
+
+            def forward(self, x: Tensor, y: Tensor) -> None:
+                pyro.module("guide", self)
+                hidden = self.first(y.unsqueeze(-1).to(torch.get_default_dtype())).tanh()
+                with pyro.plate("data", len(x)):
+                    pyro.sample("z", dist.Normal(self.last(hidden).squeeze(-1), 1.0))
+
+        fit = pvi.fit(outcomes_model, Guide(), Stream(), batch_size=BATCH, num_data=N, steps=2)
+        assert len(fit.history["bound"]) == 2
+
+    @pytest.mark.parametrize("kind", [PyroModule, Module])
+    def test_module_with_rows(self, kind: type) -> None:
+        """A module's own table, read by the plate's numbers, is refused as a function's is."""
+
+        class Table(kind):
+            def __init__(self) -> None:
+                super().__init__()
+                self.loc = Parameter(torch.zeros(N))
+
+            def forward(self, x: Tensor, y: Tensor) -> None:
+                pyro.module("guide", self)
+                with pyro.plate("data", len(x)) as rows:
+                    pyro.sample("z", dist.Normal(self.loc[rows], 1.0))
+
+        with pytest.raises(GuideError, match=r"loc'.*does not say which rows"):
+            pvi.fit(outcomes_model, Table(), Stream(), batch_size=BATCH, num_data=N, steps=2)
 
     def test_laplace(self) -> None:
         """Its one look is at all rows."""

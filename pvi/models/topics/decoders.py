@@ -61,13 +61,18 @@ class Decoder(Component):
 class Mixture(Decoder):
     """$p(w) = \\sum_k \\theta_k \\beta_{kw}$ with $\\beta_k = \\mathrm{softmax}(W_k)$.
 
+    Topics have the prior $\\mathrm{Dirichlet}(\\eta)$. As points they are at the mode of bound and
+    prior together, in the coordinates W, where the prior's density is
+    $\\prod_w \\beta_{kw}^\\eta$: a penalty, and no part of the bound. As latents they have its
+    Laplace approximation in these coordinates.
+
     Args:
         number, vocabulary: K and V.
-        concentration: $\\eta$ of the Dirichlet whose Laplace approximation is the prior of Bayesian
-            topics.
+        concentration: $\\eta$.
 
     Reference:
-        Blei, Ng and Jordan (2003), Latent Dirichlet Allocation.
+        Blei, Ng and Jordan (2003), Latent Dirichlet Allocation; MacKay (1998), Choice of basis for
+        Laplace approximation.
     """
 
     def __init__(self, number: int, vocabulary: int, concentration: float = 0.1):
@@ -86,6 +91,10 @@ class Mixture(Decoder):
         self, shares: Tensor, topics: Tensor, bag: Bag, counts: Tensor, **more: Tensor
     ) -> Any:
         return MixtureWords(shares, topics, bag, counts.shape[-1]), counts
+
+    def besides(self, weights: Tensor) -> None:
+        if weights is self.weights:  # else they are latent, and have a prior
+            pvi.penalty("topics", -self.concentration * weights.log_softmax(-1).sum())
 
 
 class Sparse(Decoder):

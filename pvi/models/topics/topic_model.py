@@ -36,7 +36,7 @@ class TopicModel(FittedTopics):
         heads: "labels" where `y` of `fit` holds classes.
         bayesian_topics: whether topics are latent with a posterior.
         concentration: of the prior of shares; by default the family's.
-        topic_concentration: of the prior of topics, where they are latent.
+        topic_concentration: of the Dirichlet prior of topics, for "mixture".
         sparsity: inverse scale of the deviations' Laplace prior, for "sage".
         word_embeddings: positions of words for decoders that have them, `(V, E)`, which then
             stay as they are, or E, for learned ones.
