@@ -233,7 +233,7 @@ def _label(axes: "Axes", places: np.ndarray, names: Sequence[str], sizes: np.nda
         across, up = places[k] / span
         for name in (str(names[k]), str(k)):
             clear = all(
-                abs(across - a) > 0.0085 * (len(name) + length) or abs(up - b) > 0.035
+                abs(across - a) > 0.0068 * (len(name) + length) or abs(up - b) > 0.035
                 for a, b, length in taken
             )
             if clear:

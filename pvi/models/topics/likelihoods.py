@@ -77,7 +77,7 @@ class MixtureWords(TorchDistribution):
     def sample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
         """Not defined: values are counts of the words that a document is known to have."""
         raise NotImplementedError(
-            "counts of given words can't be drawn; draw documents with TopicModel.sample"
+            "counts of given words can't be drawn; draw words from shares @ topics"
         )
 
 
@@ -111,5 +111,5 @@ class Words(TorchDistribution):
     def sample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
         """Not defined: how long a document is, is not modelled."""
         raise NotImplementedError(
-            "a document's length is not modelled; draw documents with TopicModel.sample"
+            "a document's length is not modelled; draw words from softmax(logits)"
         )
