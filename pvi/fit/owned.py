@@ -88,7 +88,7 @@ def _reads_numbers(data: Data, model: Program, guide: Program, table: str) -> bo
     return any(not torch.equal(n["value"], drawn[1][name]["value"]) for name, n in drawn[0].items())
 
 
-def _copied(model: Program, guide: Program, given: Any) -> tuple[Any, Params, Any]:
+def _copied(model: Program, guide: Program, rows: Any) -> tuple[Any, Params, Any]:
     """A copy of the guide after a run on some rows: itself, its parameters, and the trace."""
     own = getattr(guide, "model", None)
     fresh: Any = copy.deepcopy(guide, {id(own): own, id(model): model})
@@ -96,6 +96,6 @@ def _copied(model: Program, guide: Program, given: Any) -> tuple[Any, Params, An
         fresh.init_loc_fn = "median"
     params = Params(model, fresh)
     with params.scope(), params.evaluation():
-        trace = run_hidden(fresh, *given)
-        run_hidden(model, *given, trace)
+        trace = run_hidden(fresh, *rows)
+        run_hidden(model, *rows, given=trace)
     return fresh, params, trace

@@ -25,7 +25,7 @@ from pvi.models.topics.gammas import GammaShares, WeibullShares
 from pvi.models.topics.heads import Head, Labels
 from pvi.models.topics.inputs import numbers
 from pvi.models.topics.programs import TopicPrograms
-from pvi.models.topics.seeding import document_topics
+from pvi.models.topics.seeding import document_topics, maximised
 
 FAMILIES: dict[str, Any] = {
     "logistic_normal": LogisticNormal,
@@ -111,11 +111,12 @@ def decoder_of(
     }
     decoder = named("decoder", given, makers)()
     if isinstance(decoder, Mixture | Sparse):
-        decoder.weights.data.copy_(document_topics(matrix, topics))
-    if isinstance(decoder, Mixture):
-        decoder.weights.data.add_(log_frequencies(matrix))
-    if isinstance(decoder, Sparse):
-        decoder.background.copy_(log_frequencies(matrix))
+        background = log_frequencies(matrix)
+        start = maximised(matrix, (document_topics(matrix, topics) + background).softmax(-1))
+        if isinstance(decoder, Sparse):
+            decoder.background.copy_(background)
+            start = start - background
+        decoder.weights.data.copy_(start)
     if places is not None and isinstance(decoder, Embedded | Clustered | Dynamic):
         decoder.space.positions.data.copy_(places)
     return decoder

@@ -44,10 +44,21 @@ class CoordinateAscent(Component):
             counts = bag.counts.to(rows)
             lengths = bag.summed(counts).unsqueeze(-1)
             gamma = self.concentration + (lengths / self.topics).expand(-1, self.topics)
-            tiny = torch.finfo(rows.dtype).tiny
             for _ in range(self.steps):
-                phi = rows * gamma.digamma().exp().index_select(0, bag.documents)
-                phi = phi * (counts / phi.sum(-1).clamp(min=tiny)).unsqueeze(-1)
+                phi = self._assigned(bag, rows, gamma)
                 gamma = torch.full_like(gamma, self.concentration)
                 gamma = gamma.index_add(0, bag.documents, phi)
             return gamma
+
+    def assigned(self, bag: Bag, rows: Tensor) -> Tensor:
+        """$n_w \\phi_{wk}$, the counts of each word by topics `(n, K)`.
+
+        Args:
+            bag, rows: as of `forward`.
+        """
+        return self._assigned(bag, rows, self(bag, rows))
+
+    def _assigned(self, bag: Bag, rows: Tensor, gamma: Tensor) -> Tensor:
+        phi = rows * gamma.digamma().exp().index_select(0, bag.documents)
+        total = phi.sum(-1).clamp(min=torch.finfo(rows.dtype).tiny)
+        return phi * (bag.counts.to(rows) / total).unsqueeze(-1)

@@ -141,7 +141,8 @@ class Clustered(Decoder):
         self.documents, self.weight, self.temperature = documents, weight, temperature
         self.normalize = normalize
         self.space = WordSpace(vocabulary, size, learned)
-        self.norm = BatchNorm(vocabulary) if normalize else nn.Identity()
+        # logits are at most 1 and vary little: a larger eps would silence all but a few topics
+        self.norm = BatchNorm(vocabulary, eps=1e-5) if normalize else nn.Identity()
         self.weights = nn.Parameter(torch.randn(number, size) * size**-0.5)
 
     def topics(self, weights: Tensor) -> Tensor:
