@@ -1,6 +1,6 @@
 """Topics of 395 news items, which the package `lda` brings along: fit, search, page, pyLDAvis.
 
-python examples/topics_reuters.py [--topics 15] [--epochs 60] [--out topics_reuters]
+python examples/topics_reuters.py [--topics 15] [--epochs 20] [--out topics_reuters]
 
 `pip install lda` first. The folder gets a page, `index.html`; the items' topics by country and over
 time are there as tables too.
@@ -16,14 +16,14 @@ from pvi.models.topics.search import search_topics
 
 parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
 parser.add_argument("--topics", type=int, default=15)
-parser.add_argument("--epochs", type=int, default=60)
+parser.add_argument("--epochs", type=int, default=20)
 parser.add_argument("--search", type=int, nargs="*", default=[5, 15, 30])
 parser.add_argument("--out", type=Path, default=Path("topics_reuters"))
 options = parser.parse_args()
 
 news = corpus("reuters")
 print(news)
-settings = {"epochs": options.epochs, "batch_size": 32, "random_state": 0}
+settings = {"epochs": options.epochs, "random_state": 0}
 model = LDA(options.topics, **settings).fit(news.train.counts)
 
 print(metrics.npmi(model, news.train.counts, name="the training documents"))

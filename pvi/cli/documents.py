@@ -20,7 +20,6 @@ MODELS = {
     "dynamic": "DynamicETM",
 }
 PERIODS = 10  # of the dynamic model
-BATCHES, SMALLEST = 20, 16  # at least so many in an epoch, else a small corpus has too few steps
 
 
 def run(
@@ -42,7 +41,6 @@ def run(
     print(f"{found}\n", flush=True)
     fitted, more, labels = _inputs(model, found)
     made = getattr(family, MODELS[model])(n_components=k, random_state=seed)
-    made.set_params(batch_size=min(made.batch_size, max(len(fitted.train) // BATCHES, SMALLEST)))
     if epochs is not None:
         made.set_params(epochs=epochs)
     made.fit(fitted.train.counts, labels, **more[0])

@@ -67,7 +67,6 @@ class LDA(TopicModel):
         concentration: of the Dirichlet, for each topic.
         family: "dirichlet"; with an encoder also "gamma", "weibull" or "laplace_dirichlet".
         encoder: "coordinate" or "words".
-        epochs: 20 are for thousands of documents; a few hundred want 60 or more.
         others: as of `TopicModel`.
 
     Reference:
