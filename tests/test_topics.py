@@ -464,12 +464,19 @@ def test_what_is_trained_is_repeatable_and_leaves_random_numbers_alone() -> None
     assert not np.array_equal(one.components_, other.components_)
 
 
-CHECKED = TopicModel(2, family="dirichlet", encoder="coordinate", epochs=1, random_state=0)
+CHECKED = (
+    TopicModel(2, family="dirichlet", encoder="coordinate", epochs=1, random_state=0),
+    ProdLDA(2, epochs=1, random_state=0),
+    ETM(2, word_embeddings=4, epochs=1, random_state=0),
+    SupervisedLDA(2, epochs=1, random_state=0),
+)
+CHECKS = [
+    pytest.param(model, check, id=f"{type(model).__name__}-{check.func.__name__}")
+    for model in CHECKED
+    for _, check in estimator_checks_generator(model)
+]
 
 
-CHECKS = [check for _, check in estimator_checks_generator(CHECKED)]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=[check.func.__name__ for check in CHECKS])
-def test_conventions_of_scikit_learn(check: Any) -> None:
-    check(clone(CHECKED))
+@pytest.mark.parametrize(("model", "check"), CHECKS)
+def test_conventions_of_scikit_learn(model: Any, check: Any) -> None:
+    check(clone(model))

@@ -79,7 +79,7 @@ class Mixture(Decoder):
         super().__init__()
         self.vocabulary, self.concentration = vocabulary, concentration
         self.number = number
-        self.spread = ((1.0 - 1.0 / vocabulary) / concentration) ** 0.5
+        self.spread = ((1.0 - 1.0 / vocabulary or 1.0) / concentration) ** 0.5
         self.weights = nn.Parameter(0.5 * torch.randn(number, vocabulary))
 
     def topics(self, weights: Tensor) -> Tensor:

@@ -157,7 +157,8 @@ class FittedTopics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         Args:
             X, more: as of `transform`.
         """
-        return self.classes_[self.predict_proba(X, **more).argmax(1)]
+        found = self.predict_proba(X, **more).argmax(1)
+        return self.classes_[found]
 
     def topic_draws(self, num_draws: int = 100, *, seed: int = 0) -> np.ndarray:
         """Draws of $p(w \\mid k)$ from the posterior of latent topics `(S, K, V)`."""

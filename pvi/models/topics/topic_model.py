@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
+from sklearn.utils import ClassifierTags, check_random_state
 
 from pvi.engine.traces import preserved_rng
 from pvi.errors import DataError
@@ -225,4 +225,6 @@ class TopicModel(FittedTopics):
         tags.input_tags.positive_only = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         tags.non_deterministic = False
+        if "labels" in self.heads:
+            tags.classifier_tags = ClassifierTags()
         return tags
