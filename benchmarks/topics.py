@@ -41,7 +41,7 @@ PRESETS: dict[str, Callable[..., Any]] = {
     "SupervisedLDA": SupervisedLDA,
     "correlated": lambda **o: TopicModel(family="correlated", **o),
     "SAGE": lambda **o: TopicModel(decoder="sage", **o),
-    "ECRTM": lambda **o: TopicModel(decoder="ecrtm", **o),
+    "ECRTM": lambda **o: TopicModel(family="laplace_dirichlet", decoder="ecrtm", **o),
 }
 HEADER = (
     "model",

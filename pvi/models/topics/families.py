@@ -113,8 +113,8 @@ class LaplaceDirichlet(RealFamily):
     $$m_k = \\log\\alpha_k - \\frac1K\\sum_i\\log\\alpha_i, \\qquad
       s_k^2 = \\frac1{\\alpha_k}\\Bigl(1 - \\frac2K\\Bigr) + \\frac1{K^2}\\sum_i\\frac1{\\alpha_i}$$
 
-    which is $m = 0$, $s^2 = (1 - 1/K) / \\alpha$ where all are alike. A single topic has the share 1 for
-    any z; its $s^2$ is $1 / \\alpha$.
+    which is $m = 0$, $s^2 = (1 - 1/K) / \\alpha$ where all are alike. A single topic has the share
+    1 for any z; its $s^2$ is $1 / \\alpha$.
 
     Args:
         topics: K.
