@@ -26,7 +26,7 @@ from pvi.models.topics.likelihoods import MixtureWords, Words
 from pvi.models.topics.normalization import BatchNorm
 from pvi.models.topics.programs import TopicPrograms
 from pvi.models.topics.random_walk import RandomWalk
-from pvi.models.topics.seeding import document_topics
+from pvi.models.topics.seeding import document_topics, maximised
 from pvi.models.topics.transport import transport_cost
 from pvi.models.topics.weights import NormalWeights, SparseWeights, WalkWeights
 
@@ -405,6 +405,18 @@ def test_topics_begin_at_unlike_documents() -> None:
     torch.manual_seed(0)
     start = document_topics(csr_matrix(block), 3)
     assert sorted(start.argmax(1).div(4, rounding_mode="floor").tolist()) == [0, 1, 2]
+    assert torch.allclose(start.sum(1), torch.ones(3))
+
+
+def test_maximisation_finds_topics_that_explain_documents() -> None:
+    """Of documents of one topic each, which share no word: their words, and the prior's 0.1."""
+    block = np.kron(np.eye(3), np.ones((30, 4)))
+    truth = torch.as_tensor(np.kron(np.eye(3), np.ones((1, 4)))).float()
+    weak = 0.5 * truth / 4 + 0.5 / 12
+    torch.manual_seed(0)
+    found = maximised(csr_matrix(block), weak)
+    assert torch.allclose(found, (30 * truth + 0.1) / (120 + 1.2), atol=0.01)
+    assert torch.allclose(maximised(csr_matrix((2, 12)), weak), torch.tensor(1 / 12))
 
 
 def test_dirichlet_posteriors_have_the_gradient_of_their_divergence() -> None:

@@ -111,12 +111,11 @@ def decoder_of(
     }
     decoder = named("decoder", given, makers)()
     if isinstance(decoder, Mixture | Sparse):
-        background = log_frequencies(matrix)
-        start = maximised(matrix, (document_topics(matrix, topics) + background).softmax(-1))
-        if isinstance(decoder, Sparse):
-            decoder.background.copy_(background)
-            start = start - background
+        start = maximised(matrix, document_topics(matrix, topics)).log()
         decoder.weights.data.copy_(start)
+    if isinstance(decoder, Sparse):
+        decoder.background.copy_(log_frequencies(matrix))
+        decoder.weights.data.sub_(decoder.background)
     if places is not None and isinstance(decoder, Embedded | Clustered | Dynamic):
         decoder.space.positions.data.copy_(places)
     return decoder

@@ -18,7 +18,7 @@ PRIOR = 0.1  # concentration of both Dirichlets there
 
 
 def document_topics(matrix: Any, topics: int) -> Tensor:
-    """Logits of topics $\\log p(w)$ `(K, V)`, less the corpus', from groups of similar documents.
+    """$p(w \\mid k)$ `(K, V)` of groups of similar documents.
 
     The first document of a group is drawn as by k-means++: with the squared distance from those
     before, 1 less the affinity $\\sum_w \\sqrt{p_w q_w}$. A topic is half the words of the group,
@@ -33,7 +33,7 @@ def document_topics(matrix: Any, topics: int) -> Tensor:
     """
     counts = _some(matrix)
     if not counts.shape[0]:
-        return torch.zeros(topics, matrix.shape[1])
+        return torch.full((topics, matrix.shape[1]), 1.0 / matrix.shape[1])
     roots = counts.copy()
     lengths = np.maximum(np.asarray(counts.sum(1)).ravel(), np.finfo(float).tiny)
     roots.data = np.sqrt(counts.data / np.repeat(lengths, np.diff(counts.indptr)))
@@ -44,15 +44,15 @@ def document_topics(matrix: Any, topics: int) -> Tensor:
         affinity = roots @ roots[int(torch.multinomial(chance, 1))].toarray().ravel()
         far = np.minimum(far, (1.0 - affinity).clip(min=0.0) ** 2)
         near = np.argsort(-affinity, kind="stable")[:NEAR]
-        rows.append(np.log(0.5 * _shares(counts[near]) + 0.5 * corpus) - np.log(corpus))
+        rows.append(0.5 * _shares(counts[near]) + 0.5 * corpus)
     return torch.as_tensor(np.stack(rows)).to(torch.get_default_dtype())
 
 
 def maximised(matrix: Any, topics: Tensor) -> Tensor:
-    """$\\log p(w \\mid k)$ `(K, V)` after a few sweeps of LDA's expectation maximisation in steps.
+    """$p(w \\mid k)$ `(K, V)` after a few sweeps of LDA's expectation maximisation in steps.
 
-    A network learns to find shares more slowly than topics move: begun at worse topics, several
-    become copies of each other, or idle. Random numbers are torch's.
+    A network learns to find shares more slowly than topics move, so that they should be good ones
+    when it begins. Random numbers are torch's.
 
     Args:
         matrix: counts `(N, V)` in CSR form.
@@ -73,7 +73,7 @@ def maximised(matrix: Any, topics: Tensor) -> Tensor:
         totals = (1.0 - rate) * totals
         totals.index_add_(1, bag.words, (rate * len(parts)) * found.T)
         topics = (totals + PRIOR) / (totals + PRIOR).sum(-1, keepdim=True)
-    return topics.log()
+    return topics
 
 
 def _some(matrix: Any) -> Any:
