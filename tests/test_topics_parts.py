@@ -24,6 +24,7 @@ from pvi.models.topics.heads import Labels
 from pvi.models.topics.inference import Inference, evaluating
 from pvi.models.topics.likelihoods import MixtureWords, Words
 from pvi.models.topics.normalization import BatchNorm
+from pvi.models.topics.positions import word_positions
 from pvi.models.topics.programs import TopicPrograms
 from pvi.models.topics.random_walk import RandomWalk
 from pvi.models.topics.seeding import document_topics, maximised
@@ -430,3 +431,14 @@ def test_dirichlet_posteriors_have_the_gradient_of_their_divergence() -> None:
     ]
     assert h.grad is not None
     assert abs(float(h.grad[0, 0]) - (moved[1] - moved[0]) / (2 * step)) < 1e-3
+
+
+def test_words_of_like_documents_begin_close_together() -> None:
+    """Words that always occur together at one place; those that never occur stay where they are."""
+    block = np.hstack([np.kron(np.eye(3), np.ones((10, 4))), np.zeros((30, 1))])
+    start = torch.full((13, 4), 9.0)
+    found = word_positions(csr_matrix(block), start)
+    cosines = found[:12] @ found[:12].T
+    assert torch.allclose(cosines, torch.kron(torch.eye(3), torch.ones(4, 4)), atol=1e-4)
+    assert torch.equal(found[12], start[12])
+    assert torch.equal(word_positions(csr_matrix((3, 13)), start), start)

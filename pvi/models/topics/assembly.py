@@ -24,6 +24,7 @@ from pvi.models.topics.families import (
 from pvi.models.topics.gammas import GammaShares, WeibullShares
 from pvi.models.topics.heads import Head, Labels
 from pvi.models.topics.inputs import numbers
+from pvi.models.topics.positions import word_positions
 from pvi.models.topics.programs import TopicPrograms
 from pvi.models.topics.seeding import document_topics, maximised
 
@@ -116,8 +117,9 @@ def decoder_of(
     if isinstance(decoder, Sparse):
         decoder.background.copy_(log_frequencies(matrix))
         decoder.weights.data.sub_(decoder.background)
-    if places is not None and isinstance(decoder, Embedded | Clustered | Dynamic):
-        decoder.space.positions.data.copy_(places)
+    if isinstance(decoder, Embedded | Clustered | Dynamic):
+        random = decoder.space.positions.data
+        random.copy_(word_positions(matrix, random) if places is None else places)
     return decoder
 
 

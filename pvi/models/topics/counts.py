@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -110,6 +111,18 @@ class Counts(Dataset):
         """All documents in order, `size` at a time."""
         for start in range(0, len(self), size):
             yield self.batch(np.arange(start, min(start + size, len(self))))
+
+
+def some_documents(matrix: Any, number: int) -> Any:
+    """Documents with words, at most so many, by torch's random numbers.
+
+    Args:
+        matrix: counts `(N, V)` in CSR form.
+        number: how many.
+    """
+    filled = np.flatnonzero(np.diff(matrix.indptr))
+    order = torch.randperm(len(filled))[:number].numpy()
+    return csr_matrix(matrix[np.sort(filled[order])], dtype=np.float64)
 
 
 def padded(

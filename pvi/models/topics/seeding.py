@@ -4,11 +4,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from pvi.models.topics.coordinate import CoordinateAscent
-from pvi.models.topics.counts import Bag, Counts
+from pvi.models.topics.counts import Bag, Counts, some_documents
 from pvi.models.topics.likelihoods import topic_rows
 
 ROWS = 5000  # documents that are looked at
@@ -31,7 +30,7 @@ def document_topics(matrix: Any, topics: int) -> Tensor:
     Reference:
         Arthur and Vassilvitskii (2007), k-means++: the advantages of careful seeding.
     """
-    counts = _some(matrix)
+    counts = some_documents(matrix, ROWS)
     if not counts.shape[0]:
         return torch.full((topics, matrix.shape[1]), 1.0 / matrix.shape[1])
     roots = counts.copy()
@@ -62,7 +61,7 @@ def maximised(matrix: Any, topics: Tensor) -> Tensor:
         Cappé and Moulines (2009), On-line expectation-maximization algorithm for latent data
         models; Hoffman, Blei and Bach (2010).
     """
-    data = Counts(_some(matrix))
+    data = Counts(some_documents(matrix, ROWS))
     ascent, totals = CoordinateAscent(len(topics), PRIOR), torch.zeros_like(topics)
     parts = torch.randperm(len(data)).tensor_split(min(BATCHES, len(data)) or 1)
     for number, rows in enumerate(parts * SWEEPS):
@@ -74,13 +73,6 @@ def maximised(matrix: Any, topics: Tensor) -> Tensor:
         totals.index_add_(1, bag.words, (rate * len(parts)) * found.T)
         topics = (totals + PRIOR) / (totals + PRIOR).sum(-1, keepdim=True)
     return topics
-
-
-def _some(matrix: Any) -> Any:
-    """Documents with words, at most `ROWS`, at random."""
-    filled = np.flatnonzero(np.diff(matrix.indptr))
-    order = torch.randperm(len(filled))[:ROWS].numpy()
-    return csr_matrix(matrix[np.sort(filled[order])], dtype=np.float64)
 
 
 def _shares(counts: Any) -> np.ndarray:
