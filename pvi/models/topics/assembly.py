@@ -12,7 +12,7 @@ from pvi.errors import DataError, ModelError
 from pvi.models.topics.coordinate import CoordinateAscent
 from pvi.models.topics.counts import Counts
 from pvi.models.topics.decoders import Decoder, Mixture, Product, Sparse
-from pvi.models.topics.embedded import Clustered, Dynamic, Embedded
+from pvi.models.topics.embedded import Clustered, Dynamic, Embedded, place
 from pvi.models.topics.encoders import READS, Encoder
 from pvi.models.topics.families import (
     Correlated,
@@ -117,9 +117,10 @@ def decoder_of(
     if isinstance(decoder, Sparse):
         decoder.background.copy_(log_frequencies(matrix))
         decoder.weights.data.sub_(decoder.background)
-    if isinstance(decoder, Embedded | Clustered | Dynamic):
-        random = decoder.space.positions.data
-        random.copy_(word_positions(matrix, random) if places is None else places)
+    if places is not None and isinstance(decoder, Embedded | Clustered | Dynamic):
+        place(decoder, places)
+    elif isinstance(decoder, Clustered):
+        place(decoder, word_positions(matrix, decoder.space.positions.data))
     return decoder
 
 

@@ -39,8 +39,8 @@ class TopicModel(FittedTopics):
         topic_concentration: of the Dirichlet prior of topics, for "mixture".
         sparsity: inverse scale of the deviations' Laplace prior, for "sage".
         word_embeddings: positions of words for decoders that have them, `(V, E)`, which then
-            stay as they are, or E, for learned ones, which begin at the documents' latent semantic
-            analysis.
+            stay as they are, or E, for learned ones, which begin at random, or for "ecrtm" at the
+            documents' latent semantic analysis.
         step: standard deviation of a step of topics over times, for "dynamic".
         label_weight: of a label's log likelihood; only 1 is a model's.
         hidden: units of the encoder's layers.
