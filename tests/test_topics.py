@@ -287,6 +287,8 @@ def test_streams_are_read_piece_by_piece() -> None:
     assert matched(model.components_, TOPICS)[0].min() > 0.9
     with pytest.raises(DataError, match="a piece has 60 words, the stream says 61"):
         LDA(K, **SHORT).fit(CountStream(read, n_documents=N, n_features=V + 1))
+    with pytest.raises(DataError, match=r"n_documents is 300, but read\(\) gave 240"):
+        LDA(K, **SHORT).fit(CountStream(read, n_documents=300, n_features=V), progress=False)
 
 
 LARGE = """
@@ -441,8 +443,50 @@ def test_what_is_wrong_is_said() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"n_components": 0}, "n_components must be a whole number from 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number"),
+        ({"concentration": 0.0}, "concentration must be a number above 0"),
+        ({"topic_concentration": -1.0}, "topic_concentration must be a number above 0"),
+        ({"lr": "fast"}, "lr must be a number above 0, got 'fast'"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
+        ({"hidden": ()}, "hidden must be one or more whole numbers"),
+        ({"hidden": 10}, "hidden must be one or more whole numbers"),
+        ({"label_weight": -1.0}, "label_weight must be at least 0"),
+        ({"word_embeddings": 0}, "word_embeddings must be a matrix"),
+    ],
+)
+def test_options_that_make_no_model(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        TopicModel(**options).fit(X)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: LDA(K).fit(["some text", "more"]), "got texts"),
+        (lambda: LDA(K).fit(np.array(["some text", "more"])), "got texts"),
+        (lambda: LDA(K).top_words(), "not fitted"),
+        (lambda: SupervisedLDA(K).predict(X), "not fitted"),
+        (lambda: SupervisedLDA(K).fit(X, ["a"] * N), "two classes or more, got 1"),
+        (lambda: SupervisedLDA(K).fit(X, [None] * N), "two classes or more, got 0"),
+        (lambda: SupervisedLDA(K).fit(X, SHARES[:, 0]), "continuous"),
+        (lambda: DynamicETM(K).fit(X, times=np.where(TIMES == 2001, np.nan, 1.0)), r"times\[1\]"),
+    ],
+)
+def test_data_that_are_none(call: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        call()
+
+
+@pytest.mark.parametrize(
     ("call", "named"),
     [
+        (lambda model: model.top_words(0), "n: expected at least 1"),
+        (lambda model: model.score_samples(X, num_samples=0), "num_samples"),
+        (lambda model: model.to_datatree(X, num_draws=0), "num_draws"),
+        (lambda model: model.to_datatree(X, importance=0), "importance"),
         (lambda model: model.credible_intervals(90), "level: expected a probability"),
         (lambda model: model.credible_intervals(num_draws=0), "num_draws"),
         (lambda model: model.topic_draws(0), "num_draws"),
@@ -450,7 +494,7 @@ def test_what_is_wrong_is_said() -> None:
         (lambda model: model.top_word_probability(V + 1), "n: expected 1 to 60"),
     ],
 )
-def test_what_latent_topics_cannot_answer(fitted: Any, call: Any, named: str) -> None:
+def test_what_no_model_answers(fitted: Any, call: Any, named: str) -> None:
     with pytest.raises(DataError, match=named):
         call(fitted["ProdLDA"])
 

@@ -24,6 +24,7 @@ from pvi.models.topics.families import (
 from pvi.models.topics.gammas import GammaShares, WeibullShares
 from pvi.models.topics.heads import Head, Labels
 from pvi.models.topics.inputs import numbers
+from pvi.models.topics.options import check_options
 from pvi.models.topics.positions import word_positions
 from pvi.models.topics.programs import TopicPrograms
 from pvi.models.topics.seeding import document_topics, maximised
@@ -46,10 +47,9 @@ def assemble(options: Any, data: Counts, documents: int | None = None) -> TopicP
         data: the corpus, or a piece of it.
         documents: of the whole, where it is a piece.
     """
+    check_options(options)
     matrix, more = data.matrix, data.columns
-    topics, vocabulary = options.n_components, matrix.shape[1]
-    if not isinstance(topics, int) or topics < 1:
-        raise ModelError(f"n_components must be a whole number from 1, got {topics!r}")
+    topics, vocabulary = int(options.n_components), matrix.shape[1]
     covariates = more["covariates"].shape[1] if "covariates" in more else 0
     family = family_of(options, topics)
     times = int(more["times"].max()) + 1 if "times" in more else 0

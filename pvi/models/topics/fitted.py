@@ -97,6 +97,8 @@ class FittedTopics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             X, y, more: as in `fit`.
             num_samples: draws for each document.
         """
+        if num_samples < 1:
+            raise DataError(f"num_samples: expected at least 1, got {num_samples}")
         inference = Inference(self._fitted())
         data = self._data(X, y, more)
         parts = [inference.bound(batch, num_samples) for batch in data.batches(ROWS)]
@@ -213,6 +215,9 @@ class FittedTopics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             vocabulary: the words' names in order.
             importance: draws of a document's latent for its log likelihood.
         """
+        for name, value in (("num_draws", num_draws), ("importance", importance)):
+            if value < 1:
+                raise DataError(f"{name}: expected at least 1, got {value}")
         names = self._names(vocabulary)
         options = {"num_draws": num_draws, "top_n": top_n, "importance": importance, "seed": seed}
         return to_datatree(self, self._data(X, y, more), vocabulary=names, **options)
@@ -231,6 +236,7 @@ class FittedTopics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         Raises:
             DataError: they are not as many as the model's.
         """
+        self._fitted()
         if vocabulary is None:
             vocabulary = getattr(self, "feature_names_in_", np.arange(self.n_features_in_))
         names = np.asarray(vocabulary)

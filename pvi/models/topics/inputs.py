@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix, issparse
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_non_negative, validate_data
 from torch import Tensor
 
@@ -23,8 +24,13 @@ def checked_counts(model: Any, X: Any, *, reset: bool) -> Any:
         reset: whether it is to be fitted.
 
     Raises:
+        DataError: texts.
         ValueError: as scikit-learn raises it: not finite, negative, or another vocabulary.
     """
+    if _are_texts(X):
+        raise DataError(
+            "X must be counts of words (N, V), got texts: count them by CountVectorizer"
+        )
     kinds = [np.float64, np.float32]
     X = validate_data(model, X, accept_sparse="csr", dtype=kinds, reset=reset)
     check_non_negative(X, type(model).__name__)
@@ -33,6 +39,11 @@ def checked_counts(model: Any, X: Any, *, reset: bool) -> Any:
         matrix = matrix.copy()
         matrix.sum_duplicates()
     return matrix
+
+
+def _are_texts(X: Any) -> bool:
+    row = getattr(X, "ndim", 1) == 1 and hasattr(X, "__len__") and len(X) > 0
+    return isinstance(X, str) or (row and isinstance(next(iter(X)), str))
 
 
 def columns(
@@ -106,6 +117,9 @@ def times(model: Any, value: Any, rows: int) -> Tensor:
         raise DataError(
             f"times must hold one time for each of {rows} documents, got {values.shape}"
         )
+    missing = np.flatnonzero(values != values)  # NaN and NaT are not themselves
+    if len(missing):
+        raise DataError(f"times[{missing[0]}] is missing: leave out documents without a time")
     if not hasattr(model, "times_"):
         model.times_ = np.unique(values)
     codes = np.searchsorted(model.times_, values).clip(max=len(model.times_) - 1)
@@ -122,7 +136,10 @@ def labels(model: Any, y: Any, rows: int) -> Tensor:
         raise DataError(f"y must hold one label for each of {rows} documents, got {values.shape}")
     known = known_labels(values) & np.array([v != -1 for v in values.tolist()], dtype=bool)
     if not hasattr(model, "classes_"):
+        check_classification_targets(values[known].tolist())
         model.classes_ = np.unique(values[known])
+        if len(model.classes_) < 2:
+            raise DataError(f"y must hold two classes or more, got {len(model.classes_)} class(es)")
     place = {v: i for i, v in enumerate(model.classes_.tolist())}
     strange = [v for v in values[known].tolist() if v not in place]
     if strange:

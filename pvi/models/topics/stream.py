@@ -22,9 +22,10 @@ class CountStream(IterableDataset):
         n_features: V.
         batch_size: documents in a batch; a piece that is not a multiple of it ends with a shorter
             one.
+        partial: whether all pieces together are only a part of the N documents.
 
     Raises:
-        DataError: a piece has another number of words.
+        DataError: a piece has another number of words, or a pass another number of documents.
 
     >>> pieces = [csr_matrix([[0, 2], [1, 0]]), csr_matrix([[3, 1]])]
     >>> stream = CountStream(lambda: pieces, n_documents=3, n_features=2, batch_size=2)
@@ -39,9 +40,10 @@ class CountStream(IterableDataset):
         n_documents: int,
         n_features: int,
         batch_size: int = 200,
+        partial: bool = False,
     ):
         self.read, self.n_documents, self.n_features = read, n_documents, n_features
-        self.batch_size = batch_size
+        self.batch_size, self.partial = batch_size, partial
 
     def __len__(self) -> int:
         return self.n_documents
@@ -67,10 +69,16 @@ class CountStream(IterableDataset):
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches; the documents of a piece are shuffled."""
+        seen = 0
         for piece in self.pieces():
+            seen += len(piece)
             order = torch.randperm(len(piece), device="cpu").numpy()
             for start in range(0, len(piece), self.batch_size):
                 yield piece.batch(order[start : start + self.batch_size])
+        if seen != self.n_documents and not self.partial:
+            raise DataError(
+                f"the stream's n_documents is {self.n_documents}, but read() gave {seen} documents"
+            )
 
     def loader(self) -> DataLoader:
         """Its batches as `pvi.fit` takes them."""
@@ -90,4 +98,5 @@ def one_pass(data: Counts, documents: int, batch_size: int) -> CountStream:
         n_documents=max(documents, len(data)),
         n_features=data.matrix.shape[1],
         batch_size=min(batch_size, len(data)),
+        partial=True,
     )

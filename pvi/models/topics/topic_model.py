@@ -209,13 +209,15 @@ class TopicModel(FittedTopics):
         return load(folder, ours, cls)
 
     def top_words(self, n: int = 10, *, vocabulary: Any = None) -> list[list[Any]]:
-        """The n most probable words of each topic.
+        """The n most probable words of each topic, or all where there are fewer.
 
         Args:
-            n: how many.
+            n: how many, from 1.
             vocabulary: the words' names in order; else their numbers, or the names of columns that
                 `fit` was given.
         """
+        if n < 1:
+            raise DataError(f"n: expected at least 1 word, got {n}")
         names = self._names(vocabulary)
         order = np.argsort(-self.components_, axis=1, kind="stable")[:, :n]
         return [names[row].tolist() for row in order]
