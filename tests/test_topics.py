@@ -160,6 +160,15 @@ def test_a_saved_model_answers_the_same(name: str, fitted: Any, tmp_path: Path) 
             ProdLDA.load(tmp_path / "model")
 
 
+def test_dates_are_saved(tmp_path: Path) -> None:
+    dates = (TIMES - 1970).astype("datetime64[Y]")
+    model = DynamicETM(K, word_embeddings=6, **SHORT).fit(X, times=dates, progress=False)
+    model.save(tmp_path / "model")
+    again = DynamicETM.load(tmp_path / "model")
+    assert again.times_.dtype == dates.dtype
+    assert np.array_equal(again.transform(X, times=dates), model.transform(X, times=dates))
+
+
 @pytest.mark.parametrize(("number", "steps"), [(30, 1), (300, 5), (1100, 5)])
 def test_few_documents_are_enough_steps(number: int, steps: int) -> None:
     """An epoch of a small corpus has five steps, unless they would have fewer than 20 documents."""

@@ -295,14 +295,16 @@ def test_the_page_says_it_all(fitted: LDA, whole: Corpus, tmp_path: Path) -> Non
     report = output.TopicReport(fitted, whole)
     report.write(tmp_path, "Planted")
     page = (tmp_path / "index.html").read_text()
-    for part in ("perplexity", "NPMI", "C_V", "By label", "Over time", "apple", "held out"):
+    for part in ("perplexity", "NPMI", "C_V", "accuracy", "By label", "Over time", "held out"):
         assert part in page
+    assert "apple" in page and "How topics change" not in page
     names = {path.name for path in tmp_path.iterdir()}
     assert {"topics.csv", "shares.npy", "pyldavis.npz", "map.png", "labels.png"} <= names
     assert {"topics_by_label.csv", "topics_over_time.csv"} <= names
     with np.load(tmp_path / "pyldavis.npz") as arrays:
         assert set(arrays) == set(output.ldavis(fitted, whole.train.counts, WORDS))
     numbers = {name: value for name, value, _ in report.numbers()}
+    assert float(numbers["accuracy"]) == 1.0  # each label has words of its own
     assert float(numbers["perplexity"]) == pytest.approx(
         metrics.dc_perplexity(fitted, whole.test.counts), abs=0.5
     )
@@ -340,6 +342,16 @@ def test_the_command_with_few_words(tmp_path: Path) -> None:
     words += ["--min-df", "1", "--max-df", "1.0", "--max-words", "6", "--out", str(tmp_path / "o")]
     found = CliRunner().invoke(app, words)
     assert found.exit_code == 0, found.output
+
+
+def test_the_command_shows_how_topics_change(tmp_path: Path) -> None:
+    words = ["topics", str(write_csv(tmp_path)), "--model", "dynamic", "-k", "2", "--epochs", "1"]
+    out = tmp_path / "o"
+    words += ["--min-df", "1", "--max-df", "1.0", "--out", str(out)]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, found.output
+    page = (out / "index.html").read_text()
+    assert "How topics change" in page and "2020-01-03" in page  # the middle of the first period
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,8 @@ def _inputs(model: str, found: Corpus) -> tuple[Corpus, Any, Any]:
 
 
 def _in_periods(found: Corpus) -> tuple[Corpus, Any, None]:
-    """Documents that have a time, and which of ten periods of equal length it is in."""
-    halves, seconds = [], []
+    """Documents that have a time, and of ten periods of equal length, the middle of theirs."""
+    halves, seconds, dates = [], [], False
     for part in (found.train, found.test):
         times: Any = part.times
         dates = times.dtype.kind == "M"
@@ -79,8 +79,11 @@ def _in_periods(found: Corpus) -> tuple[Corpus, Any, None]:
             raise DataError("--model dynamic needs times, but no training document has one")
         halves.append(part.take(np.flatnonzero(known)))
         seconds.append(numbers[known])
-    edges = np.linspace(seconds[0].min(), seconds[0].max(), PERIODS + 1)[1:-1]
-    periods = [np.searchsorted(edges, part, side="right") for part in seconds]
+    edges = np.linspace(seconds[0].min(), seconds[0].max(), PERIODS + 1)
+    middles = (edges[1:] + edges[:-1]) / 2
+    if dates:
+        middles = middles.astype("datetime64[s]").astype("datetime64[D]")
+    periods = [middles[np.searchsorted(edges[1:-1], part, side="right")] for part in seconds]
     seen = np.isin(periods[1], periods[0])  # a period without training documents has no topics
     halves[1], periods[1] = halves[1].take(np.flatnonzero(seen)), periods[1][seen]
     kept = Corpus(halves[0], halves[1], found.vocabulary, found.name)

@@ -69,6 +69,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         if value.dtype.kind in "biuf":
             return {"array": torch.as_tensor(np.ascontiguousarray(value))}
+        if value.dtype.kind == "M":
+            return {"dates": value.astype(str).tolist(), "dtype": str(value.dtype)}
         return {"names": value.tolist()}
     if isinstance(value, np.generic):
         return value.item()
@@ -89,6 +91,8 @@ def restored(value: Any) -> Any:
         return value["array"].numpy()
     if "names" in value:
         return np.array(value["names"])
+    if "dates" in value:
+        return np.array(value["dates"], dtype=value["dtype"])
     if "component" in value:
         return make(value["component"], {})
     return tuple(restored(x) for x in value["items"])

@@ -8,6 +8,7 @@ import numpy as np
 
 from pvi.datasets import Corpus, Documents
 from pvi.models.topics import metrics
+from pvi.models.topics.labels import known_labels
 from pvi.models.topics.metrics.checks import as_components, top_word_ids
 from pvi.models.topics.output.documents import representative_documents
 from pvi.models.topics.output.groups import topics_by_label, topics_over_time
@@ -81,6 +82,8 @@ class TopicReport:
         if self.corpus.train.texts is not None:
             yield Section("Documents with the largest shares", [self._documents()])
         yield from self._groups()
+        if hasattr(self.model, "topics_over_time_"):
+            yield Section("How topics change", [self._changes()])
         yield Section("Use and overlap", [*self._findings(), *self._pictures_of_use()])
 
     def numbers(self) -> list[tuple[str, str, str]]:
@@ -104,6 +107,12 @@ class TopicReport:
         rows.append(("diversity", f"{diversity:.3f}", f"distinct words among the top {top}"))
         overlap = metrics.inverted_rbo(self.beta, top_n=self.top_n)
         rows.append(("inverted RBO", f"{overlap:.3f}", f"top {self.top_n} words, p = 0.9"))
+        if (found := self._classification()) is not None:
+            remark = (
+                f"of labels of {found.num_test:,} documents held out, by logistic regression on "
+                f"topics; most frequent label {found.majority:.3f}"
+            )
+            rows.append(("accuracy", f"{found.accuracy:.3f}", remark))
         active = f"{self.collapse.num_active} of {len(self.beta)}"
         remark = f"sd of the share above {self.collapse.threshold:g}"
         return [*rows, ("active topics", active, remark)]
@@ -124,7 +133,7 @@ class TopicReport:
     def groups(self) -> dict[str, Any]:
         """Shares by label and over time, where labels and times are known."""
         train, found = self.corpus.train, {}
-        if train.labels is not None and len(np.unique(train.labels)) > 1:
+        if train.labels is not None and known_labels(train.labels).any():
             found["topics_by_label"] = topics_by_label(self.shares, train.labels)
         if train.times is not None and (train.times == train.times).any():  # NaN and NaT aren't
             least = min(FEW, len(train) // 20)
@@ -137,6 +146,17 @@ class TopicReport:
         """What the fit says of itself."""
         fit = getattr(self.model, "fit_", None)
         return [] if fit is None else [str(fit), *fit.notes]
+
+    def _classification(self) -> metrics.Classification | None:
+        """Where training documents have two labels or more, and some held-out ones have one."""
+        train, test = self.corpus.train, self.corpus.test
+        if train.labels is None or test.labels is None:
+            return None
+        known = known_labels(train.labels)
+        if len(np.unique(train.labels[known])) < 2 or not known_labels(test.labels).any():
+            return None
+        asked = self.model.transform(test.counts, **self.more[1])
+        return metrics.classification(None, self.shares, train.labels, asked, test.labels)
 
     def _c_v(self, train: Documents) -> float | None:
         """Where the order of tokens is known, and holds all top words."""
@@ -193,6 +213,15 @@ class TopicReport:
             for row in found[k]
         ]
         return Table(["topic", "share", "document"], rows)
+
+    def _changes(self) -> Table:
+        """The words of topics that move, at the first, the middle and the last time."""
+        topics, times = self.model.topics_over_time_, self.model.times_
+        shown = sorted({0, len(times) // 2, len(times) - 1})
+        words = [named_words(topics[t], self.corpus.vocabulary, self.top_n) for t in shown]
+        rows = [[self.names[k], *(", ".join(map(str, w[k])) for w in words)] for k in self.order]
+        header = ["topic", *(str(times[t]) for t in shown)]
+        return Table(header, rows, f"The top {self.top_n} words of each time")
 
     def _groups(self) -> Iterator[Section]:
         groups = self.groups()
