@@ -6,7 +6,8 @@ DIR holds 20ng_prodlda/20ng_prodlda.npz and 20ng_ecrtm5000/20ng_ecrtm5000.npz (2
 prepared for ProdLDA and for ECRTM). Rows that are not run again stay in the results.
 
 quality: 20ng_prodlda, K = 50. labels: 20ng_ecrtm5000, with a classifier on the topics. presets: all
-of them on 20ng_ecrtm5000. transform: shares of documents in other batches and orders, twice, and in
+of them on 20ng_ecrtm5000. reuters: all, with times, on 395 news items of the package `lda`, whose
+times are months, K = 15. transform: shares of documents in other batches and orders, twice, and in
 a new process.
 
 NPMI: top 10 words, whole documents as windows, corpus named; a pair that never occurs together is
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,20 @@ import numpy as np
 from benchmarks.common import parser, report
 from benchmarks.topics_peers import PEERS, SETTINGS, timed_fit
 from pvi.datasets import Corpus, corpus
-from pvi.models.topics import CTM, ETM, LDA, ProdLDA, SupervisedLDA, TopicModel, metrics
+from pvi.models.topics import (
+    CTM,
+    ETM,
+    LDA,
+    DynamicETM,
+    ProdLDA,
+    SupervisedLDA,
+    TopicModel,
+    metrics,
+)
 
-K = 50
+K, FEW = 50, 15
 FILES = {"quality": "20ng_prodlda", "labels": "20ng_ecrtm5000", "presets": "20ng_ecrtm5000"}
-PARTS = (*FILES, "transform")
+PARTS = (*FILES, "reuters", "transform")
 OURS: dict[str, Callable[..., Any]] = {"ProdLDA": ProdLDA, "LDA": LDA}
 PRESETS: dict[str, Callable[..., Any]] = {
     **OURS,
@@ -62,8 +73,11 @@ LSA = 100  # dimensions of the documents' embeddings for CTM
 
 def fits(options: Any, part: str) -> None:
     """One corpus: one row a model and seed."""
-    found = corpus(options.data / FILES[part] / f"{FILES[part]}.npz")
-    models = {**PRESETS} if part == "presets" else {**OURS, **PEERS}
+    if part == "reuters":
+        found, models = _dated(corpus("reuters")), {**PRESETS, "DynamicETM": DynamicETM}
+    else:
+        found = corpus(options.data / FILES[part] / f"{FILES[part]}.npz")
+        models = PRESETS if part == "presets" else {**OURS, **PEERS}
     rows = {(r["model"], r["seed"]): [r[c] for c in HEADER] for r in _old(options.results, part)}
     for model, seed in _wanted(options, ["unigram", *models]):
         try:
@@ -89,10 +103,12 @@ def _row(model: str, kind: Any, seed: int, found: Corpus, epochs: int | None) ->
         empty = [None] * (len(HEADER) - 5)
         value = metrics.unigram_perplexity(train.counts, test.counts)
         return [model, seed, None, None, value, *empty]
-    made = kind(n_components=K, random_state=seed)
+    made = kind(n_components=FEW if found.name == "reuters" else K, random_state=seed)
     if epochs is not None and model not in PEERS:
         made.set_params(epochs=epochs)
-    more = _embeddings(found) if model.startswith("CTM") else ({}, {})
+    more: Any = _embeddings(found) if model.startswith("CTM") else ({}, {})
+    if model == "DynamicETM":
+        more = tuple({"times": part.times} for part in (train, test))
     labels = train.labels if model == "SupervisedLDA" else None
     cpu = timed_fit(made, train.counts, labels, **more[0])
     return [model, seed, getattr(made, "epochs", None), cpu, *measures(made, found, more)]
@@ -116,6 +132,17 @@ def measures(model: Any, found: Corpus, more: Any) -> list[Any]:
         metrics.collapse(model, train.counts, shares=shares).num_active,
         accuracy,
     ]
+
+
+def _dated(found: Corpus) -> Corpus:
+    """Documents that have a time, which becomes its month; held-out ones of months in training."""
+    halves: list[Any] = []
+    for part in (found.train, found.test):
+        times: Any = part.times
+        kept = part.take(np.flatnonzero(~np.isnat(times)))
+        halves.append(replace(kept, times=times[~np.isnat(times)].astype("datetime64[M]")))
+    halves[1] = halves[1].take(np.flatnonzero(np.isin(halves[1].times, halves[0].times)))
+    return Corpus(*halves, found.vocabulary, found.name)
 
 
 def _embeddings(found: Corpus) -> tuple[dict[str, Any], dict[str, Any]]:
