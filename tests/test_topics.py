@@ -115,7 +115,7 @@ def test_planted_topics_are_found_and_their_intervals_cover() -> None:
 
 @pytest.mark.slow
 def test_intervals_are_too_narrow_where_topics_overlap() -> None:
-    """As the documentation says: 90 % intervals of such topics held 82 % of the truths."""
+    """As the documentation says: 90 % intervals of such topics held 77 % of the truths."""
     rng = np.random.default_rng(0)
     topics = np.exp(rng.normal(0.0, 0.3**-0.5, (K, V)))
     topics /= topics.sum(1, keepdims=True)
@@ -127,7 +127,7 @@ def test_intervals_are_too_narrow_where_topics_overlap() -> None:
     truth = topics[matched(model.components_, topics)[1]]
     low, high = model.credible_intervals(0.9, num_draws=1000)
     covered = ((low <= truth) & (truth <= high)).mean()
-    assert abs(covered - 0.82) < 3 * (0.82 * 0.18 / truth.size) ** 0.5
+    assert abs(covered - 0.77) < 3 * (0.77 * 0.23 / truth.size) ** 0.5
 
 
 @pytest.mark.parametrize("name", CASES)

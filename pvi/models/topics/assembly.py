@@ -113,10 +113,12 @@ def decoder_of(
     decoder = named("decoder", given, makers)()
     if isinstance(decoder, Mixture | Sparse):
         start = maximised(matrix, document_topics(matrix, topics)).log()
+        if isinstance(decoder, Sparse):
+            decoder.background.copy_(log_frequencies(matrix))
+            start -= decoder.background
+        else:
+            start -= start.mean(-1, keepdim=True)  # the prior's mean, and the same topics
         decoder.weights.data.copy_(start)
-    if isinstance(decoder, Sparse):
-        decoder.background.copy_(log_frequencies(matrix))
-        decoder.weights.data.sub_(decoder.background)
     if places is not None and isinstance(decoder, Embedded | Clustered | Dynamic):
         place(decoder, places)
     elif isinstance(decoder, Clustered):
