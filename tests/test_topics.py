@@ -300,6 +300,18 @@ def test_streams_are_read_piece_by_piece() -> None:
         LDA(K, **SHORT).fit(CountStream(read, n_documents=300, n_features=V), progress=False)
 
 
+def test_a_stream_begins_at_more_than_its_first_piece() -> None:
+    stream = CountStream(
+        lambda: (X[i : i + 10] for i in range(0, N, 10)), n_documents=N, n_features=V
+    )
+    assert (stream.first(25).matrix != X[:30]).nnz == 0
+    assert len(stream.first(5000)) == N
+    pandas = pytest.importorskip("pandas")
+    names = [f"w{i}" for i in range(V)]
+    model = LDA(K, **SHORT).fit(pandas.DataFrame(X.toarray(), columns=names), progress=False)
+    assert model.fit(stream, progress=False).top_words(1)[0][0] in range(V)  # names are forgotten
+
+
 LARGE = """
 import resource, sys
 import numpy as np
@@ -477,6 +489,8 @@ def test_options_that_make_no_model(options: dict[str, Any], said: str) -> None:
         (lambda: LDA(K).fit(["some text", "more"]), "got texts"),
         (lambda: LDA(K).fit(np.array(["some text", "more"])), "got texts"),
         (lambda: LDA(K).top_words(), "not fitted"),
+        (lambda: DynamicETM(K).fit(X, times=TIMES.astype(str)), "numbers or numpy's dates"),
+        (lambda: LDA(K, total_documents=-5).partial_fit(X), "total_documents must be None or"),
         (lambda: SupervisedLDA(K).predict(X), "not fitted"),
         (lambda: SupervisedLDA(K).fit(X, ["a"] * N), "two classes or more, got 1"),
         (lambda: SupervisedLDA(K).fit(X, [None] * N), "two classes or more, got 0"),
@@ -493,6 +507,8 @@ def test_data_that_are_none(call: Any, said: str) -> None:
     ("call", "named"),
     [
         (lambda model: model.top_words(0), "n: expected at least 1"),
+        (lambda model: model.top_words(vocabulary={"a": 0}), "in order, .* got a dict"),
+        (lambda model: model.to_datatree(X, top_n=0), "top_n"),
         (lambda model: model.score_samples(X, num_samples=0), "num_samples"),
         (lambda model: model.to_datatree(X, num_draws=0), "num_draws"),
         (lambda model: model.to_datatree(X, importance=0), "importance"),

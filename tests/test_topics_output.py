@@ -128,6 +128,9 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("")
     arrays = {"data": [1], "indices": [0], "indptr": [0, 1], "shape": [1, 1]}
     np.savez(tmp_path / "dates.npz", **arrays, times=["2020-01-01"])
+    np.savez(tmp_path / "half.npz", **arrays | {"data": [0.5]})
+    np.savez(tmp_path / "endless.npz", **arrays, times=[np.inf])
+    sparse.save_npz(tmp_path / "coo.npz", sparse.coo_matrix([[1.0]]))
     np.savez(tmp_path / "objects.npz", **arrays, labels=np.array(["a"], object))
     cases = [
         (lambda: corpus(tmp_path / "none.csv"), "there is no corpus"),
@@ -139,6 +142,9 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         (lambda: corpus(tmp_path / "x.txt"), ".csv, .jsonl or .npz"),
         (lambda: corpus(tmp_path / "dates.npz"), "times must be numbers or datetime64"),
         (lambda: corpus(tmp_path / "objects.npz"), "not as objects"),
+        (lambda: corpus(tmp_path / "half.npz"), "counts must be whole numbers"),
+        (lambda: corpus(tmp_path / "coo.npz"), "no array 'indices'"),
+        (lambda: corpus(tmp_path / "endless.npz"), "a time is infinite"),
         (lambda: corpus(path, stop_words="foo"), "stop_words"),
     ]
     for call, named in cases:
@@ -389,3 +395,29 @@ def test_the_example(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatc
     runpy.run_path(str(path))
     assert "perplexity of held-out documents" in capsys.readouterr().out
     assert (out / "index.html").is_file()
+
+
+def test_names_with_dollars_and_long_names() -> None:
+    figure = plots.plot_topic_heatmap([[0.5, 0.5]], ["cost $\\alpah$ x"], ["b" * 90, "c"])
+    figure.canvas.draw()
+    shown = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    assert len(shown[0]) < 40
+    plots.plot_topic_map([[0.7, 0.3], [0.2, 0.8]], [0.5, 0.5], ["$a_{", "b"]).canvas.draw()
+
+
+def test_columns_first_are_read_as_such(tmp_path: Path) -> None:
+    """A square matrix by columns would else be taken for its transpose."""
+    counts = np.arange(100).reshape(10, 10) % 7
+    sparse.save_npz(tmp_path / "csc.npz", sparse.csc_matrix(counts))
+    found = corpus(tmp_path / "csc.npz", test_share=0.0)
+    np.testing.assert_array_equal(found.train.counts.toarray(), counts)
+
+
+def test_labels_stay_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(
+        "text,label,time\nwords,01,3\nwords,NA,\nwords,,NA\nmore,EU,5\n"
+    )
+    found = corpus(tmp_path / "x.csv", test_share=0.0, min_df=1, max_df=1.0).train
+    assert found.labels is not None and found.labels.tolist() == ["01", "NA", "", "EU"]
+    assert found.times is not None and found.times[[0, 3]].tolist() == [3.0, 5.0]
+    assert np.isnan(found.times[[1, 2]]).all()

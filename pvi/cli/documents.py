@@ -48,7 +48,7 @@ def run(
     report = TopicReport(made, fitted, more=more)
     print(f"{made.fit_}\n\n{table(('', '', ''), report.numbers())}\n", flush=True)
     print(report.table().head(20).to_string(columns=["share", "npmi", "words"]), flush=True)
-    lead = f"{MODELS[model]} with {k} topics. {found}."
+    lead = f"{MODELS[model]} with {k} topics. {fitted}."
     report.write(out, f"pvi topics: {found.name}", lead)
     fit = made.fit_
     return "converged" if fit.converged else f"not converged: {fit.reason}"

@@ -11,6 +11,7 @@ import numpy as np
 from pvi.errors import DataError
 
 WORD = r"(?u)\b[^\W\d_]{3,}\b"  # three letters or more
+MISSING = ["", "NA", "N/A", "NaN", "nan", "NaT", "null", "None"]  # among times
 VOCABULARY = ("vocab", "vocabulary", "feature_names")
 
 
@@ -100,7 +101,7 @@ def corpus(
         raise DataError(f"there is no corpus {path}; expected a .csv, .jsonl or .npz file")
     if path.suffix == ".npz":
         return _arrays(path, test_share, seed)
-    table = _table(path)
+    table = _table(path, label or "label", time or "time")
     texts = _column(table, text, path).fillna("").astype(str).tolist()
     whole = Documents(
         np.arange(len(texts))[:, None],
@@ -162,7 +163,7 @@ def _arrays(path: Path, test_share: float, seed: int) -> Corpus:
 
 
 def _documents(arrays: dict[str, np.ndarray], prefix: str, path: Path) -> Documents:
-    from scipy.sparse import csr_matrix
+    from scipy.sparse import csc_matrix, csr_matrix
 
     parts = [f"{prefix}{name}" for name in ("data", "indices", "indptr", "shape")]
     if missing := [name for name in parts if name not in arrays]:
@@ -171,7 +172,16 @@ def _documents(arrays: dict[str, np.ndarray], prefix: str, path: Path) -> Docume
             f"counts, {', '.join(parts)}; it has {', '.join(arrays)}"
         )
     data, indices, indptr, shape = (arrays[name] for name in parts)
-    counts: Any = csr_matrix((data, indices, indptr), shape=tuple(shape))
+    stored = str(np.asarray(arrays.get(f"{prefix}format", b"csr")).astype(str))
+    kinds: dict[str, Any] = {"csr": csr_matrix, "csc": csc_matrix}
+    if stored not in kinds:
+        raise DataError(f"{path.name} holds a sparse matrix of format {stored}; store it as CSR")
+    try:
+        counts: Any = kinds[stored]((data, indices, indptr), shape=tuple(shape)).tocsr()
+    except ValueError as error:
+        raise DataError(f"{path.name}: {error}") from error
+    if counts.nnz and ((counts.data < 0) | (counts.data != np.floor(counts.data))).any():
+        raise DataError(f"{path.name}: counts must be whole numbers from 0")
     more = {name: arrays.get(f"{prefix}{name}") for name in ("labels", "times")}
     for name, values in more.items():
         if values is not None and values.shape != (counts.shape[0],):
@@ -185,14 +195,15 @@ def _documents(arrays: dict[str, np.ndarray], prefix: str, path: Path) -> Docume
             f"{path.name}: {prefix}times must be numbers or datetime64, got {times.dtype}; strings "
             "become dates by astype('datetime64[D]')"
         )
-    return Documents(counts, more["labels"], times)
+    return Documents(counts, more["labels"], _finite(times, path))
 
 
-def _table(path: Path) -> Any:
+def _table(path: Path, label: str, time: str) -> Any:
     import pandas
 
+    as_written = {"keep_default_na": False, "dtype": {label: str}}  # labels such as 01 and NA
     readers = {
-        ".csv": pandas.read_csv,
+        ".csv": lambda file: pandas.read_csv(file, na_values={time: MISSING}, **as_written),
         ".jsonl": lambda file: pandas.read_json(file, lines=True),
     }
     if path.suffix not in readers:
@@ -223,7 +234,7 @@ def _times(table: Any, name: str | None, path: Path) -> np.ndarray | None:
         return None
     column = _column(table, name or "time", path)
     if column.dtype.kind in "iuf":
-        return column.to_numpy()
+        return _finite(column.to_numpy(), path)
     try:
         return (
             pandas.to_datetime(column, utc=True, format="ISO8601").dt.tz_localize(None).to_numpy()
@@ -233,6 +244,12 @@ def _times(table: Any, name: str | None, path: Path) -> np.ndarray | None:
             f"{path.name}: column {column.name!r} should hold numbers or dates such as "
             f"2026-01-31: {error}"
         ) from error
+
+
+def _finite(times: np.ndarray | None, path: Path) -> np.ndarray | None:
+    if times is not None and times.dtype.kind == "f" and np.isinf(times).any():
+        raise DataError(f"{path.name}: a time is infinite; leave it empty where it is not known")
+    return times
 
 
 def _halves(whole: Documents, test_share: float, seed: int) -> tuple[Documents, Documents]:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOR, COLUMNS = "C0", 4
+PLAIN: dict[str, Any] = {"parse_math": False}  # names may have dollar signs
+LONGEST = 36  # letters of a name
 SMALLEST, LARGEST = 40.0, 1500.0  # areas of circles, points squared
 
 
@@ -105,8 +107,8 @@ def plot_topic_words(
     for k, (axes, row) in enumerate(zip(grid, values, strict=False)):
         places = np.arange(len(row))[::-1]
         axes.barh(places, row, color=COLOR, alpha=0.7)
-        axes.set_yticks(places, [str(word) for word in words[k]], fontsize=8)
-        axes.set_title(titles[k] if titles else f"topic {k}", fontsize=9, loc="left")
+        axes.set_yticks(places, _names(words[k]), fontsize=8, **PLAIN)
+        axes.set_title(titles[k] if titles else f"topic {k}", fontsize=9, loc="left", **PLAIN)
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labelsize=7)
         axes.locator_params(axis="x", nbins=3)
@@ -136,8 +138,8 @@ def plot_topic_heatmap(
     figure = new_figure(min(14.0, 2.5 + 0.24 * len(columns)), height)
     axes = figure.subplots()
     image = axes.imshow(matrix, cmap="Blues", aspect="auto", interpolation="nearest", vmin=lowest)
-    axes.set_xticks(range(len(columns)), [str(c) for c in columns], rotation=90, fontsize=7)
-    axes.set_yticks(range(len(rows)), [str(r) for r in rows], fontsize=8)
+    axes.set_xticks(range(len(columns)), _names(columns), rotation=90, fontsize=7, **PLAIN)
+    axes.set_yticks(range(len(rows)), _names(rows), fontsize=8, **PLAIN)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
@@ -188,7 +190,7 @@ def plot_topics_over_time(
         if se is not None:
             width = 2 * np.nan_to_num(np.asarray(se, dtype=float)[:, k])
             axes.fill_between(when, values[:, k] - width, values[:, k] + width, alpha=0.2)
-        axes.set_title(titles[k] if titles else f"topic {k}", fontsize=8, loc="left")
+        axes.set_title(titles[k] if titles else f"topic {k}", fontsize=8, loc="left", **PLAIN)
         axes.tick_params(labelsize=7)
         _few_dates(axes, when)
         tidy(axes)
@@ -224,6 +226,14 @@ def plot_topic_search(
     return figure
 
 
+def _names(given: Sequence[Any]) -> list[str]:
+    """Names that leave room for the picture."""
+    names = [str(name) for name in given]
+    return [
+        n if len(n) <= LONGEST else f"{n[: LONGEST // 2]} … {n[-LONGEST // 3 :]}" for n in names
+    ]
+
+
 def _label(axes: "Axes", places: np.ndarray, names: Sequence[str], sizes: np.ndarray) -> None:
     """Names of the largest topics first; where one would lie on another, its number alone."""
     span = np.ptp(places, axis=0).clip(1e-9)
@@ -237,7 +247,7 @@ def _label(axes: "Axes", places: np.ndarray, names: Sequence[str], sizes: np.nda
                 for a, b, length in taken
             )
             if clear:
-                axes.text(x, y, name, ha="center", va="center", fontsize=8)
+                axes.text(x, y, name, ha="center", va="center", fontsize=8, **PLAIN)
                 taken.append((across, up, len(name)))
                 break
 

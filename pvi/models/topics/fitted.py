@@ -206,7 +206,8 @@ class FittedTopics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
         Groups: `posterior` with `topic_word`, the top words of topics, and `doc_topic`, which is
         computed when it is read; `log_likelihood` with `words`, that of each document with its
-        latent integrated out; `observed_data` with lengths.
+        latent integrated out; `observed_data` with lengths. Topics that are points, not latent, are
+        the same in all draws.
 
         Args:
             X, y, more: as in `fit`.
@@ -215,7 +216,8 @@ class FittedTopics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             vocabulary: the words' names in order.
             importance: draws of a document's latent for its log likelihood.
         """
-        for name, value in (("num_draws", num_draws), ("importance", importance)):
+        given = {"num_draws": num_draws, "importance": importance, "top_n": top_n}
+        for name, value in given.items():
             if value < 1:
                 raise DataError(f"{name}: expected at least 1, got {value}")
         names = self._names(vocabulary)
@@ -240,6 +242,11 @@ class FittedTopics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         if vocabulary is None:
             vocabulary = getattr(self, "feature_names_in_", np.arange(self.n_features_in_))
         names = np.asarray(vocabulary)
+        if names.ndim != 1:
+            raise DataError(
+                "vocabulary must hold the words in order, as get_feature_names_out() does, got a "
+                f"{type(vocabulary).__name__}"
+            )
         if len(names) != self.n_features_in_:
             raise DataError(
                 f"vocabulary has {len(names)} words, but the model was fitted to "

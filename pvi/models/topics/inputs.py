@@ -117,9 +117,15 @@ def times(model: Any, value: Any, rows: int) -> Tensor:
         raise DataError(
             f"times must hold one time for each of {rows} documents, got {values.shape}"
         )
-    missing = np.flatnonzero(values != values)  # NaN and NaT are not themselves
+    if values.dtype.kind not in "iufM":
+        raise DataError(
+            f"times must be numbers or numpy's dates, which have an order, got {values.dtype}"
+        )
+    missing = np.flatnonzero(~np.isfinite(values))  # infinite, NaN or NaT
     if len(missing):
-        raise DataError(f"times[{missing[0]}] is missing: leave out documents without a time")
+        raise DataError(
+            f"times[{missing[0]}] is {values[missing[0]]}: leave out documents without a time"
+        )
     if not hasattr(model, "times_"):
         model.times_ = np.unique(values)
     codes = np.searchsorted(model.times_, values).clip(max=len(model.times_) - 1)
@@ -139,7 +145,10 @@ def labels(model: Any, y: Any, rows: int) -> Tensor:
         check_classification_targets(values[known].tolist())
         model.classes_ = np.unique(values[known])
         if len(model.classes_) < 2:
-            raise DataError(f"y must hold two classes or more, got {len(model.classes_)} class(es)")
+            raise DataError(
+                f"y must hold two classes or more, got {len(model.classes_)} class(es); -1, None, "
+                "NaN and '' are no classes, but stand for unknown labels"
+            )
     place = {v: i for i, v in enumerate(model.classes_.tolist())}
     strange = [v for v in values[known].tolist() if v not in place]
     if strange:

@@ -22,6 +22,9 @@ def check_options(model: Any) -> None:
         _check(model, name, "a number above 0", lambda v: _real(v) and v > 0)
     for name in SHARES:
         _check(model, name, "at least 0 and below 1", lambda v: _real(v) and 0 <= v < 1)
+    _check(
+        model, "total_documents", "None or a whole number from 1", lambda v: v is None or _whole(v)
+    )
     _check(model, "label_weight", "at least 0", lambda v: _real(v) and v >= 0)
     _check(model, "hidden", "one or more whole numbers, units of layers", _layers)
     if not hasattr(model.word_embeddings, "shape") and not isinstance(model.word_embeddings, list):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 from torch.utils.data import DataLoader, IterableDataset
 
 from pvi.errors import DataError
@@ -66,6 +66,17 @@ class CountStream(IterableDataset):
                 matrix.sum_duplicates()
             rows = matrix.shape[0]
             yield Counts(matrix, {name: numbers(name, x, rows) for name, x in more.items()})
+
+    def first(self, number: int) -> Counts:
+        """Its first documents, whole pieces of at least so many in all."""
+        found, seen = [], 0
+        for piece in self.pieces():
+            found.append(piece)
+            seen += len(piece)
+            if seen >= number:
+                break
+        columns = {n: torch.cat([p.columns[n] for p in found]) for n in found[0].columns}
+        return Counts(vstack([p.matrix for p in found], "csr"), columns)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches; the documents of a piece are shuffled."""

@@ -13,6 +13,7 @@ from pvi.models.topics.assembly import assemble
 from pvi.models.topics.counts import Counts
 from pvi.models.topics.fitted import FittedTopics
 from pvi.models.topics.saved import load, save
+from pvi.models.topics.seeding import ROWS
 from pvi.models.topics.stream import CountStream, streams
 from pvi.models.topics.training import Recipe
 
@@ -167,8 +168,9 @@ class TopicModel(FittedTopics):
         if self.heads or self.decoder == "dynamic":
             raise DataError("labels and times can't be streamed: give fit the whole corpus")
         seed = self._seed()
+        self.__dict__.pop("feature_names_in_", None)
         self.n_features_in_ = stream.n_features
-        self._assemble(next(stream.pieces()), seed, stream.n_documents)
+        self._assemble(stream.first(ROWS), seed, stream.n_documents)
         loader = stream.loader() if X is stream else X
         self.fit_ = self._recipe().fit(self.programs_, loader, seed, options, stream.n_documents)
         self.n_documents_ = stream.n_documents
@@ -186,7 +188,7 @@ class TopicModel(FittedTopics):
             self.programs_ = assemble(self, data, documents or self.total_documents)
 
     def save(self, folder: Any) -> None:
-        """Write the fitted model to a new folder; nothing in it is code.
+        """Write the fitted model to a folder, in the place of what is there; nothing in it is code.
 
         Args:
             folder: its name.

@@ -232,6 +232,8 @@ class TopicReport:
             columns = [self.names[k] for k in self.order]
             made = plots.plot_topic_heatmap(values, labels, columns)
             caption = "Mean shares of topics in the documents of each label (and how many)"
+            if len(kept) < len(found.groups):
+                caption += f"; the {len(kept)} most frequent of {len(found.groups)} labels"
             yield Section("By label", [Picture.of(made, "labels.png", caption)])
         if (found := groups.get("topics_over_time")) is not None:
             shown = self.order[:PANELS]

@@ -77,6 +77,11 @@ def checked_vocabulary(topics: Any, vocabulary: Any) -> np.ndarray:
     """The words as an array, one for each column of the topics."""
     names = np.asarray(vocabulary)
     width = as_components(topics).shape[1]
+    if names.ndim != 1:
+        raise DataError(
+            "vocabulary must hold the words in order, as get_feature_names_out() does, got a "
+            f"{type(vocabulary).__name__}"
+        )
     if names.shape != (width,):
         raise DataError(f"vocabulary: expected {width} words, one a column, got {len(names)}")
     return names
