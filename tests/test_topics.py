@@ -540,8 +540,13 @@ CHECKED = (
     SupervisedLDA(2, epochs=1, random_state=0),
 )
 CHECKS = [
-    pytest.param(model, check, id=f"{type(model).__name__}-{check.func.__name__}")
-    for model in CHECKED
+    pytest.param(
+        model,
+        check,
+        id=f"{type(model).__name__}-{check.func.__name__}",
+        marks=[pytest.mark.slow] if number > 1 else [],
+    )
+    for number, model in enumerate(CHECKED)
     for _, check in estimator_checks_generator(model)
 ]
 
