@@ -286,6 +286,18 @@ def test_parts_of_a_corpus_one_after_the_other() -> None:
     assert abs(per_document - scores[-1]) < 0.1 * abs(per_document)
 
 
+def test_calls_of_partial_fit_have_noise_of_their_own() -> None:
+    """With one noise in all calls, scales of latent topics would be learned against one draw."""
+    seeds = []
+    model = LDA(K, bayesian_topics=True, total_documents=N, random_state=0)
+    step = model.partial_fit(X[:40])._recipe().step
+    with pytest.MonkeyPatch.context() as patch:
+        kept = lambda self, *given: seeds.append(given[4]) or step(*given)  # noqa: E731
+        patch.setattr(type(model._recipe()), "step", kept)
+        model.partial_fit(X[40:80]).partial_fit(X[80:120])
+    assert len(set(seeds)) == 2
+
+
 def test_streams_are_read_piece_by_piece() -> None:
     def read() -> Any:
         return (X[start : start + 100] for start in range(0, N, 100))

@@ -124,7 +124,7 @@ class TopicModel(FittedTopics):
         Raises:
             DataError: data don't fit together, or the model lacks some.
         """
-        for name in ("optimizer_", "classes_", "times_"):
+        for name in ("optimizer_", "classes_", "times_", "calls_"):
             self.__dict__.pop(name, None)
         streamed = streams(X)
         if streamed is not None:
@@ -144,7 +144,8 @@ class TopicModel(FittedTopics):
             classes: all labels there are, at the first call of a model with labels.
             options: as of `fit`.
         """
-        first, seed = not hasattr(self, "programs_"), self._seed()
+        first, self.calls_ = not hasattr(self, "programs_"), getattr(self, "calls_", 0) + 1
+        seed = self._seed() + self.calls_  # else all calls would have the same noise
         if first and classes is not None:
             self.classes_ = np.unique(classes)
         data, options = self._checked(X, y, options, reset=first)

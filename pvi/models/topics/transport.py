@@ -7,12 +7,12 @@ from torch import Tensor
 def transport_cost(cost: Tensor, *, precision: float = 20.0, iterations: int = 50) -> Tensor:
     """$\\sum_{kw} \\pi_{kw} C_{kw}$ for the entropic plan $\\pi$ between uniform masses.
 
-    The plan is a constant of the gradient: at the optimum its derivative adds nothing (Danskin).
+    The plan is a constant of the gradient, which is that of the entropic cost (Danskin).
 
     Args:
         cost: C `(*batch, K, V)`.
         precision: inverse of the entropy's weight.
-        iterations: most of Sinkhorn's, which end when masses are right to 0.5 %.
+        iterations: of Sinkhorn's.
 
     Returns:
         `(*batch)`.
