@@ -238,15 +238,12 @@ class FittedTopics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         Raises:
             DataError: they are not as many as the model's.
         """
+        from pvi.models.topics.metrics.checks import as_words
+
         self._fitted()
         if vocabulary is None:
             vocabulary = getattr(self, "feature_names_in_", np.arange(self.n_features_in_))
-        names = np.asarray(vocabulary)
-        if names.ndim != 1:
-            raise DataError(
-                "vocabulary must hold the words in order, as get_feature_names_out() does, got a "
-                f"{type(vocabulary).__name__}"
-            )
+        names = as_words(vocabulary)
         if len(names) != self.n_features_in_:
             raise DataError(
                 f"vocabulary has {len(names)} words, but the model was fitted to "

@@ -47,6 +47,21 @@ def top_word_ids(topics: Any, top_n: int) -> np.ndarray:
     return words[:, :top_n]
 
 
+def as_words(vocabulary: Any) -> np.ndarray:
+    """The names of words in order.
+
+    Raises:
+        DataError: it is a dict, or something else without an order.
+    """
+    names = np.asarray(vocabulary)
+    if names.ndim != 1:
+        raise DataError(
+            "vocabulary must hold the words in order, as get_feature_names_out() does, got a "
+            f"{type(vocabulary).__name__}"
+        )
+    return names
+
+
 def as_counts(X: Any, num_words: int | None = None) -> Any:
     """A corpus as counts `(N, V)`, sparse by rows.
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pvi.errors import DataError
-from pvi.models.topics.metrics.checks import as_components, as_counts, top_word_ids
+from pvi.models.topics.metrics.checks import as_components, as_counts, as_words, top_word_ids
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -75,13 +75,8 @@ def named_words(topics: Any, vocabulary: Any, top_n: int) -> list[list[Any]]:
 
 def checked_vocabulary(topics: Any, vocabulary: Any) -> np.ndarray:
     """The words as an array, one for each column of the topics."""
-    names = np.asarray(vocabulary)
+    names = as_words(vocabulary)
     width = as_components(topics).shape[1]
-    if names.ndim != 1:
-        raise DataError(
-            "vocabulary must hold the words in order, as get_feature_names_out() does, got a "
-            f"{type(vocabulary).__name__}"
-        )
     if names.shape != (width,):
         raise DataError(f"vocabulary: expected {width} words, one a column, got {len(names)}")
     return names
